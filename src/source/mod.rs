@@ -1,0 +1,169 @@
+//! The application's database, as the rest of the service sees it: the first of the two seams.
+//!
+//! [`Source`] is the contract; `postgres` is what serves, `memory` what tests and simulations use. All SQL lives below
+//! this room.
+
+pub mod postgres;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use crate::model::{GroupSet, Org, Schema, SyncGroup, SyncId, User, Watermark};
+
+/// Reads the application's rows and its change log. Never writes business data.
+///
+/// Every method may be called from many tasks at once; the implementation bounds how many connections that takes and
+/// lets the rest wait. A call whose future is dropped stops its work and gives its connection back or closes it.
+#[async_trait]
+pub trait Source: Send + Sync + 'static {
+    /// The catalog as the tables are now. Cheap: looked up at start and again when a scan finds other columns.
+    ///
+    /// # Errors
+    /// [`SourceError::Schema`] when the tables don't fit the catalog, or what keeps the database from answering.
+    async fn schema(&self) -> Result<Arc<Schema>, SourceError>;
+
+    /// The highest sync id below which no transaction is open. One probe serves all who ask while it waits to begin;
+    /// an answer is never from a probe that began before the call.
+    ///
+    /// # Errors
+    /// [`SourceError::Held`] when a writer stayed open past the limit.
+    async fn watermark(&self) -> Result<Watermark, SourceError>;
+
+    /// Opens one consistent read of an org, tagged with a watermark taken before the read began. Rows of explicit
+    /// models are not in it. Nothing is read until the batches are polled; dropping them ends the transaction.
+    ///
+    /// # Errors
+    /// Those of [`Self::watermark`] and [`Self::schema`], and [`SourceError::Busy`] when the tables could not be
+    /// locked in time.
+    async fn scan(&self, org: &Org) -> Result<Scan, SourceError>;
+
+    /// The groups that the membership tables give a user; without the org's and the user's own. Read on the primary.
+    ///
+    /// # Errors
+    /// What keeps the database from answering.
+    async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError>;
+
+    /// For each org, how many actions its log holds after a sync id, counted up to `cap`.
+    ///
+    /// # Errors
+    /// What keeps the database from answering.
+    async fn pending(&self, orgs: &[(Org, SyncId)], cap: u64) -> Result<Vec<u64>, SourceError>;
+
+    /// Every org that exists now, in no order.
+    ///
+    /// # Errors
+    /// What keeps the database from answering.
+    async fn orgs(&self) -> Result<Vec<Org>, SourceError>;
+}
+
+/// One consistent read of an org.
+pub struct Scan {
+    /// True of every row: what committed up to here is in, at least.
+    pub watermark: Watermark,
+    /// How the rows look.
+    pub schema: Arc<Schema>,
+    /// The group sets that rows refer to. Grows while batches come.
+    pub sets: Arc<GroupSets>,
+    /// About how many rows will come, from the planner's statistics; for progress only.
+    pub estimated_rows: u64,
+    /// The rows. Models may come interleaved; the order of rows within a model is free.
+    pub batches: BoxStream<'static, Result<RowBatch, SourceError>>,
+}
+
+/// Some rows of one model: an arena of encoded lines. At most about 256 KiB, unless one row is longer.
+#[derive(Debug)]
+pub struct RowBatch {
+    /// Index of the model in the schema.
+    pub model: usize,
+    /// The lines one after the other, each with its line break.
+    pub lines: Vec<u8>,
+    /// The rows, in the order of the lines.
+    pub rows: Vec<RowRef>,
+    /// Whether rows of one group set come one after the other, so that a frame is whole once another set begins.
+    pub by_set: bool,
+}
+
+/// One row of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowRef {
+    /// Where its line ends in the arena; it begins where the one before ended.
+    pub end: u32,
+    /// The groups it carries.
+    pub set: SetId,
+}
+
+/// Names a group set within one [`GroupSets`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetId(pub u32);
+
+/// The group sets of one scan, each once. Memory: one entry a distinct set, so no more than the rows have.
+#[derive(Debug, Default)]
+pub struct GroupSets {
+    table: Mutex<SetTable>,
+}
+
+#[derive(Debug, Default)]
+struct SetTable {
+    ids: HashMap<GroupSet, SetId>,
+    sets: Vec<GroupSet>,
+}
+
+impl GroupSets {
+    /// The id of a set, a new one if it was not seen before.
+    pub fn intern(&self, set: GroupSet) -> SetId {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = table.ids.get(&set) {
+            return *id;
+        }
+        let id = SetId(u32::try_from(table.sets.len()).expect("fewer than 2^32 group sets"));
+        table.sets.push(set.clone());
+        table.ids.insert(set, id);
+        id
+    }
+
+    /// The set with this id.
+    ///
+    /// # Panics
+    /// When the id is from another table.
+    pub fn get(&self, id: SetId) -> GroupSet {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).sets[id.0 as usize].clone()
+    }
+}
+
+/// Why the source did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The database can't be reached, or the connection died.
+    #[error("the database does not answer")]
+    Unavailable(#[source] BoxError),
+    /// Locks or connections were not to be had within the limit.
+    #[error("the database is busy: {0}")]
+    Busy(String),
+    /// A writer has kept the watermark back for longer than the limit.
+    #[error("the watermark is held back by {holder}")]
+    Held {
+        /// The session, as `pg_stat_activity` knows it.
+        holder: String,
+    },
+    /// The tables don't fit the catalog: the place, the fault and the mend.
+    #[error("{0}")]
+    Schema(String),
+    /// The org's id can't be one: it is not of the type of the org column.
+    #[error("`{0}` can't be the id of an org")]
+    Org(String),
+    /// The database refused a statement, or gave a value that can't be encoded.
+    #[error("{doing} failed")]
+    Failed {
+        /// What was being done.
+        doing: String,
+        /// The database's word.
+        #[source]
+        cause: BoxError,
+    },
+}
+
+/// Any cause, kept for the log.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

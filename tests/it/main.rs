@@ -1,0 +1,3 @@
+//! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
+
+mod support;

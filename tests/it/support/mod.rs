@@ -1,0 +1,8 @@
+//! What the tests share: databases of their own on the server that `make test` started.
+
+pub mod postgres;
+
+/// A variable that `make test` sets. A missing server is a failure, never a skip.
+pub fn required(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make test`, which starts the servers"))
+}
