@@ -1,1 +1,205 @@
-//! (to come)
+//! Where snapshots are kept: the second of the two seams.
+//!
+//! [`SnapshotStore`] is the contract; `mongo` (production), `object` (a folder, the embedded default) and `memory`
+//! (tests) keep it, and `contract` is the one suite that shows it. `cache` stands in front of any of them.
+//!
+//! # What a store holds
+//! For each *slot* (org and schema hash) a [`Head`]: the generation and what was published as it. For each snapshot
+//! its manifest and the packs made for it. For each org at most one lease.
+//!
+//! # How a snapshot appears and goes
+//! Packs are put first, under the random id of a snapshot that no head names yet: nobody reads them. Then `publish`
+//! moves the head in one atomic step, only from the generation the dump began from. A reader that took the old head
+//! goes on reading the old packs: they stay for the grace period and then expire. Packs that were put and never
+//! published, because the dump failed or lost the race, are found by [`SnapshotStore::sweep`].
+//!
+//! Times are the store's own, never a caller's clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::model::{Epoch, Generation, Org, SchemaHash, SnapshotId, SyncId};
+use crate::snapshot::PackId;
+
+/// One place for a current snapshot. Two versions of a rolling deploy have one each.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot {
+    /// Whose snapshots.
+    pub org: Org,
+    /// In which schema.
+    pub schema: SchemaHash,
+}
+
+/// The state of a slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// How often it was moved.
+    pub generation: Generation,
+    /// What is published; `None` before the first snapshot and after a deletion.
+    pub current: Option<Published>,
+}
+
+/// What a head tells of a snapshot, so that most decisions need no manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The facts the publisher gave.
+    pub facts: Facts,
+    /// How long ago it was published, by the store's clock, when this was read.
+    pub age: Duration,
+}
+
+/// What a publisher says of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// The history its sync id belongs to.
+    pub epoch: Epoch,
+    /// Its watermark.
+    pub sync_id: SyncId,
+    /// Rows in it.
+    pub rows: u64,
+    /// Bytes of its lines.
+    pub raw_len: u64,
+    /// Bytes of its frames.
+    pub len: u64,
+    /// The packs its manifest names, those taken over from earlier snapshots included.
+    pub packs: Vec<PackId>,
+}
+
+/// A right to dump an org, until it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The org.
+    pub org: Org,
+    /// Who holds it: random, one for each instance.
+    pub owner: SnapshotId,
+    /// Grows with each lease of the org, so that a lost one can't be renewed or released by its former holder.
+    pub token: u64,
+}
+
+/// How long a store keeps what nobody needs any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// How long a replaced or deleted snapshot stays readable. Longer than the longest answer.
+    pub grace: Duration,
+    /// How long packs may wait to be published. Longer than the longest dump.
+    pub unpublished: Duration,
+}
+
+/// Keeps snapshots. Every method may be called from many tasks and many processes at once.
+///
+/// A call whose future is dropped may or may not have had its effect; none leaves a state that another call can't
+/// live with. Implementations set their own timeouts and do not retry beyond what their driver does.
+#[async_trait]
+pub trait SnapshotStore: Send + Sync + 'static {
+    /// The state of a slot. After `publish` returned, every later call on any instance sees that generation or a
+    /// later one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn head(&self, slot: &Slot) -> Result<Head, StoreError>;
+
+    /// The states of all slots that hold a snapshot, in no order. Collected whole: about 200 bytes an entry and 20 a
+    /// pack.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn heads(&self) -> Result<Vec<(Slot, Head)>, StoreError>;
+
+    /// The manifest of a snapshot, the current or one replaced less than the grace period ago; as it was published,
+    /// unchecked.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when it is not there (any more).
+    async fn manifest(&self, slot: &Slot, snapshot: SnapshotId) -> Result<Bytes, StoreError>;
+
+    /// A pack, as it was put, unchecked.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when it is not there (any more).
+    async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError>;
+
+    /// Keeps a pack of a snapshot that is not published yet. It expires after [`Retention::unpublished`] unless a
+    /// `publish` names it. Putting the same pack again replaces it. Any size is taken.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Full`].
+    async fn put_pack(&self, org: &Org, pack: PackId, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// Makes a snapshot the current one of its slot, in one atomic step, and only if the slot is still at generation
+    /// `over`; it is then at `over.next()`. All packs of `facts` are kept from then on; those of the replaced
+    /// snapshot that `facts` does not name expire after the grace period. On any error the slot is unchanged or, when
+    /// the answer was lost, moved as asked; readers never see a half.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when another publisher was faster.
+    async fn publish(&self, slot: &Slot, over: Generation, facts: &Facts, manifest: Bytes) -> Result<(), StoreError>;
+
+    /// Takes away the snapshots of an org, in all schemas: each slot moves to a next generation that holds nothing, so
+    /// that a dump that began before can't publish. What was there stays readable by id for the grace period. Says how
+    /// many snapshots it took away.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn delete(&self, org: &Org) -> Result<u64, StoreError>;
+
+    /// Takes the lease of an org for `ttl`, or says `None` while another holds it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError>;
+
+    /// Holds a lease for another `ttl` from now; `false` when it was lost.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn renew(&self, lease: &Lease, ttl: Duration) -> Result<bool, StoreError>;
+
+    /// Gives a lease back; nothing happens when it was lost.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError>;
+
+    /// Removes what nobody needs any more: packs and manifests past their time, packs never published. Says how many
+    /// packs it removed. Safe at any moment beside dumps, publishers and other sweeps.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn sweep(&self) -> Result<u64, StoreError>;
+
+    /// Whether the store answers now; cheap.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// Why a store did not do as asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// It can't be reached, or did not answer in time.
+    #[error("the snapshot store does not answer")]
+    Unavailable(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// It has no room.
+    #[error("the snapshot store is full")]
+    Full(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// What was asked for is not there.
+    #[error("{0} is not in the snapshot store")]
+    Missing(String),
+    /// The slot is at another generation than the publisher began from.
+    #[error("another snapshot was published meanwhile")]
+    Conflict,
+    /// What was read is not what was written.
+    #[error("{what} is damaged in the snapshot store: {fault}")]
+    Damaged {
+        /// Which pack or manifest.
+        what: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+}

@@ -1,0 +1,89 @@
+//! One zstd frame of whole lines.
+//!
+//! Frames go to clients as they are stored: a body of several frames is one valid zstd body (RFC 8878, section 3: a
+//! decoder handles concatenated frames). Each carries its content size, so that a client or a proxy can allocate
+//! once, and the content checksum, so that damage is found by whoever decodes it. Browsers refuse windows beyond
+//! 8 MiB (RFC 9659); levels up to 19 stay within that.
+
+use zstd::bulk;
+use zstd::zstd_safe::{self, CParameter};
+
+/// How many raw bytes a frame is meant to hold. A single longer line makes a longer frame.
+pub const TARGET_RAW: usize = 1 << 20;
+
+/// The highest compression level whose window every browser accepts.
+pub const MAX_LEVEL: i32 = 19;
+
+/// Compresses frame after frame, keeping its working memory (about 1.3 MiB at level 3).
+pub struct Compressor(bulk::Compressor<'static>);
+
+impl Compressor {
+    /// One for this level, brought into 1 to [`MAX_LEVEL`].
+    ///
+    /// # Errors
+    /// When zstd can't allocate its context.
+    pub fn new(level: i32) -> Result<Self, FrameError> {
+        let mut inner = bulk::Compressor::new(level.clamp(1, MAX_LEVEL)).map_err(FrameError::Compress)?;
+        inner.set_parameter(CParameter::ChecksumFlag(true)).map_err(FrameError::Compress)?;
+        Ok(Self(inner))
+    }
+
+    /// One frame of these lines.
+    ///
+    /// # Errors
+    /// When zstd runs out of memory.
+    pub fn compress(&mut self, lines: &[u8]) -> Result<Vec<u8>, FrameError> {
+        self.0.compress(lines).map_err(FrameError::Compress)
+    }
+}
+
+/// Decodes one frame that is known to hold `raw_len` bytes; its checksum is verified.
+///
+/// # Errors
+/// When the bytes are not exactly one whole frame of that many bytes.
+pub fn decompress(frame: &[u8], raw_len: usize) -> Result<Vec<u8>, FrameError> {
+    // The length comes from a checked manifest, but the frame's own header is asked first: a lie in either must not
+    // make a large allocation.
+    match zstd_safe::get_frame_content_size(frame) {
+        Ok(Some(size)) if size == raw_len as u64 => {}
+        _ => return Err(FrameError::Length),
+    }
+    let lines = bulk::decompress(frame, raw_len).map_err(FrameError::Damaged)?;
+    if lines.len() == raw_len { Ok(lines) } else { Err(FrameError::Length) }
+}
+
+/// What is wrong with a frame.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// zstd refused to compress.
+    #[error("a frame can't be compressed")]
+    Compress(#[source] std::io::Error),
+    /// The bytes are no whole zstd frame, or its checksum does not hold.
+    #[error("a frame is damaged")]
+    Damaged(#[source] std::io::Error),
+    /// It holds another number of bytes than is written down for it.
+    #[error("a frame has another length than its entry says")]
+    Length,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flipped_byte_is_found() {
+        let lines = b"{\"__class\":\"Issue\",\"id\":1}\n".repeat(40);
+        let frame = Compressor::new(3).unwrap().compress(&lines).unwrap();
+        assert_eq!(decompress(&frame, lines.len()).unwrap(), lines);
+        assert!(decompress(&frame, lines.len() - 1).is_err());
+        for at in 0..frame.len() {
+            assert!(decompress(&frame[..at], lines.len()).is_err(), "cut at {at}");
+            let mut bad = frame.clone();
+            bad[at] ^= 0x10;
+            // A reserved header bit may be ignored by the decoder; what may not happen is other lines.
+            if let Ok(decoded) = decompress(&bad, lines.len()) {
+                assert_eq!(decoded, lines, "flip at {at}");
+            }
+        }
+    }
+}
