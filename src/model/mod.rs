@@ -5,10 +5,12 @@
 pub mod access;
 pub mod catalog;
 pub mod ids;
+pub mod query;
 
 pub mod schema;
 
 pub use access::{Caller, Grants, GroupSet};
 pub use catalog::{Catalog, Load, Model};
 pub use ids::{Epoch, Generation, Org, SchemaHash, SnapshotId, SyncGroup, SyncId, User, Watermark};
+pub use query::{BootstrapQuery, QueryError};
 pub use schema::{Field, ModelSchema, Schema};

@@ -52,6 +52,27 @@ pub fn decompress(frame: &[u8], raw_len: usize) -> Result<Vec<u8>, FrameError> {
     if lines.len() == raw_len { Ok(lines) } else { Err(FrameError::Length) }
 }
 
+/// Cuts a slice of whole frames into its frames, each with the bytes it decodes to by its own header.
+///
+/// # Errors
+/// An item is an error when the rest is no whole frame; nothing comes after it.
+pub fn frames(slice: &[u8]) -> impl Iterator<Item = Result<(&[u8], usize), FrameError>> {
+    let mut rest = slice;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let cut = zstd_safe::find_frame_compressed_size(rest).ok().and_then(|len| rest.split_at_checked(len));
+        let raw_len = zstd_safe::get_frame_content_size(rest).ok().flatten().and_then(|len| usize::try_from(len).ok());
+        let (Some((frame, after)), Some(raw_len)) = (cut, raw_len) else {
+            rest = &[];
+            return Some(Err(FrameError::Length));
+        };
+        rest = after;
+        Some(Ok((frame, raw_len)))
+    })
+}
+
 /// What is wrong with a frame.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
@@ -69,6 +90,18 @@ pub enum FrameError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slice_falls_apart_into_its_frames() {
+        let mut compressor = Compressor::new(1).unwrap();
+        let mut slice = compressor.compress(b"one\n").unwrap();
+        slice.extend(compressor.compress(b"second\n").unwrap());
+        let lines: Vec<_> =
+            frames(&slice).map(|frame| frame.and_then(|(bytes, len)| decompress(bytes, len)).unwrap()).collect();
+        assert_eq!(lines, [b"one\n".to_vec(), b"second\n".to_vec()]);
+        let cut: Vec<_> = frames(&slice[..slice.len() - 1]).collect();
+        assert!(cut.len() == 2 && cut[1].is_err());
+    }
 
     #[test]
     fn every_flipped_byte_is_found() {

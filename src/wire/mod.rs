@@ -1,1 +1,7 @@
-//! (to come)
+//! The lines clients read: NDJSON, one object a line, `__class` first.
+//!
+//! Floor 2: pure functions over bytes.
+
+pub mod trailer;
+
+pub use trailer::Metadata;

@@ -1,0 +1,154 @@
+//! What clients ask for, parsed from the query string. Pure, so that it can be fuzzed.
+
+use std::collections::BTreeSet;
+
+use crate::model::ids::{SchemaHash, SyncGroup, SyncId};
+
+/// The longest list a query may name. URLs are bounded before; this bounds the work per name.
+const MAX_NAMES: usize = 1000;
+
+/// A parsed `GET /sync/bootstrap`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BootstrapQuery {
+    /// Whether `type=partial`.
+    pub partial: bool,
+    /// Only these models, by name.
+    pub only_models: Option<BTreeSet<String>>,
+    /// Only rows that carry one of these groups.
+    pub sync_groups: Option<BTreeSet<SyncGroup>>,
+    /// The answer must be true at this sync id or later.
+    pub first_sync_id: Option<SyncId>,
+    /// The schema the client was made for.
+    pub schema_hash: Option<SchemaHash>,
+    /// A dump started after this request is wanted.
+    pub no_cache: bool,
+    /// The sync actions after the snapshot are not wanted.
+    pub no_sync_packets: bool,
+}
+
+/// A query that makes no sense: the field and what it should hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}`: {fault}")]
+pub struct QueryError {
+    /// The parameter, or the pair of them that contradict each other.
+    pub field: String,
+    /// What is wrong.
+    pub fault: String,
+}
+
+impl QueryError {
+    fn new(field: &str, fault: impl Into<String>) -> Self {
+        Self { field: field.into(), fault: fault.into() }
+    }
+}
+
+impl BootstrapQuery {
+    /// Reads decoded name and value pairs. Unknown names are refused: a misspelt filter must not pass for none.
+    ///
+    /// # Errors
+    /// The first field that makes no sense.
+    pub fn parse<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, QueryError> {
+        let mut query = Self::default();
+        let mut seen = BTreeSet::new();
+        for (name, value) in pairs {
+            if !seen.insert(name) {
+                return Err(QueryError::new(name, "stands twice"));
+            }
+            match name {
+                "type" => match value {
+                    "full" => query.partial = false,
+                    "partial" => query.partial = true,
+                    _ => return Err(QueryError::new(name, "is `full` or `partial`")),
+                },
+                "onlyModels" => query.only_models = Some(list(name, value, |text| Some(text.to_owned()))?),
+                "syncGroups" => query.sync_groups = Some(list(name, value, SyncGroup::parse)?),
+                "firstSyncId" => {
+                    let id = value.parse().map_err(|error| QueryError::new(name, format!("{error}")))?;
+                    query.first_sync_id = Some(id);
+                }
+                "schemaHash" => query.schema_hash = Some(SchemaHash::new(value)),
+                "noCache" => query.no_cache = flag(name, value)?,
+                "noSyncPackets" => query.no_sync_packets = flag(name, value)?,
+                _ => return Err(QueryError::new(name, "is no parameter of this call")),
+            }
+        }
+        if query.partial && query.only_models.is_none() && query.sync_groups.is_none() {
+            return Err(QueryError::new("type", "`partial` needs `onlyModels` or `syncGroups`"));
+        }
+        if !query.partial && query.sync_groups.is_some() {
+            return Err(QueryError::new("syncGroups", "goes with `type=partial`"));
+        }
+        Ok(query)
+    }
+}
+
+fn flag(name: &str, value: &str) -> Result<bool, QueryError> {
+    match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(QueryError::new(name, "is `true` or `false`")),
+    }
+}
+
+/// A comma-separated list without empty names.
+fn list<T: Ord>(name: &str, value: &str, read: impl Fn(&str) -> Option<T>) -> Result<BTreeSet<T>, QueryError> {
+    if value.split(',').count() > MAX_NAMES {
+        return Err(QueryError::new(name, format!("names more than {MAX_NAMES}")));
+    }
+    value
+        .split(',')
+        .map(|text| {
+            let text = text.trim();
+            read(text)
+                .filter(|_| !text.is_empty())
+                .ok_or_else(|| QueryError::new(name, format!("`{text}` can't stand in this list")))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&'static str, &'static str)]) -> Result<BootstrapQuery, String> {
+        BootstrapQuery::parse(pairs.iter().copied()).map_err(|error| error.field)
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let query = parse(&[
+            ("type", "partial"),
+            ("onlyModels", "Issue, Comment"),
+            ("syncGroups", "team:1,team:2"),
+            ("firstSyncId", "42"),
+            ("schemaHash", "abc"),
+            ("noCache", "true"),
+            ("noSyncPackets", "false"),
+        ])
+        .unwrap();
+        assert!(query.partial && query.no_cache && !query.no_sync_packets);
+        assert_eq!(query.only_models.unwrap().len(), 2);
+        assert_eq!(query.sync_groups.unwrap().len(), 2);
+        assert_eq!(query.first_sync_id, Some(SyncId(42)));
+        assert_eq!(parse(&[]), Ok(BootstrapQuery::default()));
+    }
+
+    #[test]
+    fn nonsense_names_its_field() {
+        for (pairs, field) in [
+            (&[("type", "half")][..], "type"),
+            (&[("type", "partial")], "type"),
+            (&[("syncGroups", "team:1")], "syncGroups"),
+            (&[("type", "partial"), ("syncGroups", "team")], "syncGroups"),
+            (&[("onlyModels", "")], "onlyModels"),
+            (&[("onlyModels", "A,,B")], "onlyModels"),
+            (&[("firstSyncId", "-1")], "firstSyncId"),
+            (&[("firstSyncId", "x")], "firstSyncId"),
+            (&[("noCache", "1")], "noCache"),
+            (&[("noCache", "true"), ("noCache", "true")], "noCache"),
+            (&[("onlyModel", "A")], "onlyModel"),
+        ] {
+            assert_eq!(parse(pairs), Err(field.to_owned()), "{pairs:?}");
+        }
+    }
+}
