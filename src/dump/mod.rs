@@ -3,6 +3,7 @@
 //! Floor 4.
 
 pub mod policy;
+pub mod settings;
 
 use std::sync::Arc;
 
