@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
+pub use crate::auth::Claims;
 use crate::dump::DumpError;
 use crate::model::{Caller, Epoch, Schema, SnapshotId, SyncGroup, SyncId};
 use crate::source::SourceError;
@@ -105,17 +106,6 @@ pub enum Part {
     Frames(Bytes),
     /// All rows were given: how many of each model, by index.
     End(Vec<u64>),
-}
-
-/// Claims of a verified token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claims {
-    /// The org, as the token says it; not yet in canonical form.
-    pub org: String,
-    /// The user, likewise.
-    pub user: String,
-    /// Exactly the groups to filter by, if the token lists any.
-    pub groups: Option<Vec<SyncGroup>>,
 }
 
 /// Why there is no answer, or why it broke.
