@@ -114,10 +114,12 @@ impl Layers {
         &self.warnings
     }
 
-    /// The settings as one TOML table, taking from each entry what `value` picks.
+    /// The settings as one TOML table, taking from each entry what `value` picks. A text that is empty by default and
+    /// still is stands for "not set" and is left out, so that a room sees its own word for that, such as `None`.
     pub(super) fn table<'a>(&'a self, value: impl Fn(&'a InForce) -> &'a Value) -> Table {
+        let is_set = |text: &Value| text.as_str() != Some("");
         let mut root = Table::new();
-        for entry in &self.in_force {
+        for entry in self.in_force.iter().filter(|entry| is_set(&entry.setting.default) || is_set(value(entry))) {
             let mut sections: Vec<&str> = entry.setting.path.split('.').collect();
             let key = sections.pop().expect("a split gives one part at least");
             let table = sections.into_iter().fold(&mut root, |table, section| {

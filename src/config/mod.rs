@@ -20,6 +20,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::auth::AuthSettings;
 pub use crate::config::layers::{InForce, Layers, Origin};
 use crate::dump::policy::Limits;
 use crate::dump::settings::DumpSettings;
@@ -43,6 +44,8 @@ pub struct Config {
     pub bootstrap: BootstrapSettings,
     /// The admin listener.
     pub admin: AdminSettings,
+    /// Who is let in.
+    pub auth: AuthSettings,
     /// The log.
     pub log: LogSettings,
 }
@@ -56,7 +59,8 @@ pub struct CatalogSettings {
 }
 
 /// `[postgres]`
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct PostgresSettings {
     /// The primary; empty: not set.
     pub url: String,

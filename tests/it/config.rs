@@ -46,6 +46,8 @@ fn values(prefix: &str, value: &serde_json::Value, found: &mut BTreeMap<String, 
                 values(&if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") }, value, found);
             }
         }
+        // Not set: `None` in a room, an empty text in the file.
+        serde_json::Value::Null => assert!(found.insert(prefix.to_owned(), "\"\"".into()).is_none()),
         value => assert!(found.insert(prefix.to_owned(), value.to_string()).is_none()),
     }
 }
