@@ -1,3 +1,5 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
+mod encode;
+mod scan;
 mod support;
