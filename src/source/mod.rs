@@ -4,6 +4,7 @@
 //! this room.
 
 pub mod postgres;
+pub mod sql;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

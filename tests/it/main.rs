@@ -1,4 +1,6 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
 mod config;
+mod encode;
+mod scan;
 mod support;
