@@ -3,4 +3,5 @@
 mod config;
 mod encode;
 mod scan;
+mod seed;
 mod support;
