@@ -1,4 +1,5 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
 mod service;
+mod seed;
 mod support;
