@@ -5,6 +5,7 @@
 
 pub mod memory;
 pub mod postgres;
+pub mod sql;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,7 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
-mod service;
+mod encode;
+mod scan;
 mod seed;
+mod service;
 mod support;
