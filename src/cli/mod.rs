@@ -4,6 +4,7 @@
 //! else (progress, warnings, the log, errors) goes to standard error.
 
 pub mod config;
+pub mod seed;
 mod table;
 pub mod token;
 

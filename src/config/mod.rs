@@ -22,8 +22,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::AuthSettings;
 pub use crate::config::layers::{InForce, Layers, Origin};
+use crate::dump::DumpSettings;
 use crate::dump::policy::Limits;
-use crate::dump::settings::DumpSettings;
+use crate::serve::bootstrap::BootstrapSettings;
+use crate::source::postgres::pool::PoolSettings;
+use crate::source::postgres::scan::ScanSettings;
 use crate::telemetry::LogSettings;
 
 /// Every setting of the service, by section.
@@ -34,6 +37,8 @@ pub struct Config {
     pub catalog: CatalogSettings,
     /// The application's database.
     pub postgres: PostgresSettings,
+    /// How dumps read it.
+    pub scan: ScanSettings,
     /// Where snapshots are kept.
     pub store: StoreSettings,
     /// How they are made.
@@ -59,13 +64,19 @@ pub struct CatalogSettings {
 }
 
 /// `[postgres]`
-#[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct PostgresSettings {
     /// The primary; empty: not set.
+    #[serde(default)]
     pub url: String,
     /// A standby to scan from; empty: none.
+    #[serde(default)]
     pub replica_url: String,
+    /// Seconds to wait at the start for it to answer.
+    pub startup_wait_s: u64,
+    /// The connections to each server.
+    #[serde(flatten)]
+    pub pool: PoolSettings,
 }
 
 /// `[store]`
@@ -80,14 +91,6 @@ pub struct StoreSettings {
     pub unpublished_s: u64,
     /// Memory for packs.
     pub cache_bytes: u64,
-}
-
-/// `[bootstrap]`
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BootstrapSettings {
-    /// Whether `noCache=true` is allowed.
-    pub no_cache: bool,
 }
 
 /// `[admin]`

@@ -8,7 +8,10 @@ use std::path::Path;
 
 use headstart::config::setting::settings;
 use headstart::config::{Config, ConfigErrors, InForce, Layers, Origin};
-use headstart::dump::settings::DumpSettings;
+use headstart::dump::DumpSettings;
+use headstart::serve::bootstrap::BootstrapSettings;
+use headstart::source::postgres::pool::PoolSettings;
+use headstart::source::postgres::scan::ScanSettings;
 use tempfile::NamedTempFile;
 
 fn file(text: &str) -> NamedTempFile {
@@ -61,17 +64,20 @@ fn the_embedded_file_and_the_structs_hold_the_same_settings() {
     assert_eq!(fields, in_file.collect());
     // Rooms with a default of their own, for their tests.
     assert_eq!(config.dump, DumpSettings::default());
+    assert_eq!(config.bootstrap, BootstrapSettings::default());
+    assert_eq!(config.postgres.pool, PoolSettings::default());
+    assert_eq!(config.scan, ScanSettings::default());
 }
 
 #[test]
 fn later_layers_win_setting_by_setting() {
     let text = "[dump]\nconcurrent = 3\nwaiting = 5\n";
     let file = file(text);
-    let pairs = [("HEADSTART_DUMP_WAITING", "7"), ("HEADSTART_BOOTSTRAP_NO_CACHE", "true")];
+    let pairs = [("HEADSTART_DUMP_WAITING", "7"), ("HEADSTART_BOOTSTRAP_NO_CACHE", "false")];
     let layers = Layers::read(Some(file.path()), environment(&pairs)).unwrap();
     let config = Config::new(&layers).unwrap();
     let dump = &config.dump;
-    assert_eq!((dump.concurrent, dump.waiting, dump.lease_s, config.bootstrap.no_cache), (3, 7, 30, true));
+    assert_eq!((dump.concurrent, dump.waiting, dump.lease_s, config.bootstrap.no_cache), (3, 7, 30, false));
     let origin = |path| entry(&layers, path).origin.clone();
     assert_eq!(origin("dump.concurrent"), Origin::File(file.path().into(), 2));
     assert_eq!(origin("dump.waiting"), Origin::Environment("HEADSTART_DUMP_WAITING".into()));
