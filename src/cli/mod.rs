@@ -4,11 +4,12 @@
 //! else (progress, warnings, the log, errors) goes to standard error.
 
 pub mod config;
+pub mod dump;
 pub mod seed;
+pub mod snapshots;
 mod table;
 pub mod token;
 
-use std::error::Error;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,8 +17,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
+use crate::app::AppError;
 use crate::auth::KeyError;
+use crate::chain::Chain;
 use crate::config::{Config, ConfigErrors, Layers};
+use crate::dump::DumpError;
+use crate::snapshot::ManifestError;
+use crate::source::SourceError;
+use crate::store::StoreError;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -90,6 +97,30 @@ pub enum CliError {
     /// The settings of the keys.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// What was asked for does not exist.
+    #[error("{0}")]
+    Nothing(String),
+    /// A dump was read to its end, and could not be stored.
+    #[error("the dump was read and not stored; the log says why")]
+    Unpublished,
+    /// Some orgs have no new snapshot. Each was told.
+    #[error("{0} dumps failed")]
+    Dumps(usize),
+    /// The rooms could not be put together.
+    #[error(transparent)]
+    App(#[from] AppError),
+    /// The database.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A dump.
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    /// A stored manifest is damaged.
+    #[error("a manifest in the store is damaged")]
+    Manifest(#[from] ManifestError),
     /// Standard output can't be written.
     #[error("the output can't be written")]
     Output(#[from] std::io::Error),
@@ -99,21 +130,16 @@ impl CliError {
     fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Config(_) | Self::Keys(_) => 3,
-            Self::Output(_) => 1,
+            Self::App(AppError::Catalog { .. } | AppError::CatalogFile { .. }) => 3,
+            _ => 1,
         })
     }
 
-    /// Each error on a line, with what caused it below.
+    /// Each error on a line, with what caused it.
     fn print(&self) {
         match self {
-            Self::Config(errors) => errors.0.iter().for_each(|error| print_chain(error)),
-            other => print_chain(other),
+            Self::Config(errors) => errors.0.iter().for_each(|error| eprintln!("error: {}", Chain(error))),
+            other => eprintln!("error: {}", Chain(other)),
         }
     }
-}
-
-fn print_chain(error: &dyn Error) {
-    eprintln!("error: {error}");
-    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
-    causes.for_each(|cause| eprintln!("  because: {}", cause.to_string().trim_end()));
 }
