@@ -6,6 +6,8 @@
 
 pub mod access;
 pub mod bootstrap;
+pub mod freshness;
+pub mod stored;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,11 +15,103 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-use crate::dump::DumpError;
-use crate::model::{Caller, Epoch, Schema, SnapshotId, SyncGroup, SyncId};
-use crate::source::SourceError;
-use crate::store::StoreError;
+pub use crate::auth::Claims;
+pub use crate::dump::Part;
+use crate::dump::policy::Limits;
+use crate::dump::{DumpError, Dumps};
+use crate::model::{Epoch, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::serve::bootstrap::BootstrapSettings;
+use crate::serve::freshness::Freshness;
+use crate::source::{Source, SourceError};
+use crate::store::{PackCache, SnapshotStore, StoreError};
 use crate::wire::{Metadata, trailer::Method};
+
+/// The service. Clones share everything.
+#[derive(Clone)]
+pub struct Service {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    source: Arc<dyn Source>,
+    store: Arc<dyn SnapshotStore>,
+    cache: PackCache,
+    dumps: Dumps,
+    freshness: Freshness,
+    limits: Limits,
+    settings: BootstrapSettings,
+}
+
+/// How a part of the service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It answers.
+    Ok,
+    /// It does not, and requests are served without it.
+    Degraded,
+    /// It does not, and requests fail.
+    Down,
+}
+
+impl Service {
+    /// Puts the rooms below together.
+    pub fn new(
+        source: Arc<dyn Source>,
+        store: Arc<dyn SnapshotStore>,
+        cache: PackCache,
+        dumps: Dumps,
+        limits: Limits,
+        settings: BootstrapSettings,
+    ) -> Self {
+        let freshness = Freshness::new(source.clone(), store.clone(), limits);
+        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings }) }
+    }
+
+    /// The schema in force.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn schema(&self) -> Result<Arc<Schema>, ServeError> {
+        Ok(self.shared.source.schema().await?)
+    }
+
+    /// How the parts are: their names, states and what is wrong with them.
+    pub async fn readiness(&self) -> Vec<(&'static str, Health, Option<String>)> {
+        let (database, store) = tokio::join!(self.shared.source.epoch(), self.shared.store.ping());
+        let part = |name, failed: Option<String>, state| match failed {
+            None => (name, Health::Ok, None),
+            Some(fault) => (name, state, Some(fault)),
+        };
+        vec![
+            part("database", database.err().map(|error| error.to_string()), Health::Down),
+            part("store", store.err().map(|error| error.to_string()), Health::Degraded),
+        ]
+    }
+
+    fn source(&self) -> &dyn Source {
+        &*self.shared.source
+    }
+
+    fn cache(&self) -> &PackCache {
+        &self.shared.cache
+    }
+
+    fn dumps(&self) -> &Dumps {
+        &self.shared.dumps
+    }
+
+    fn freshness(&self) -> &Freshness {
+        &self.shared.freshness
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    fn settings(&self) -> &BootstrapSettings {
+        &self.shared.settings
+    }
+}
 
 /// The beginning of an answer; the rest comes as it is read.
 pub struct Answer {
@@ -98,26 +192,6 @@ pub struct SliceLen {
     pub raw_len: u64,
 }
 
-/// What a live answer gives. The last item is `End` or an error; a stream that stops without either is broken.
-#[derive(Debug)]
-pub enum Part {
-    /// One or more whole frames.
-    Frames(Bytes),
-    /// All rows were given: how many of each model, by index.
-    End(Vec<u64>),
-}
-
-/// Claims of a verified token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claims {
-    /// The org, as the token says it; not yet in canonical form.
-    pub org: String,
-    /// The user, likewise.
-    pub user: String,
-    /// Exactly the groups to filter by, if the token lists any.
-    pub groups: Option<Vec<SyncGroup>>,
-}
-
 /// Why there is no answer, or why it broke.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ServeError {
@@ -165,13 +239,5 @@ pub enum ServeError {
 impl From<SourceError> for ServeError {
     fn from(error: SourceError) -> Self {
         Self::Source(Arc::new(error))
-    }
-}
-
-/// Whether a caller may be answered with these groups only: all of them must be held.
-pub(crate) fn check_held(caller: &Caller, groups: &[SyncGroup]) -> Result<(), ServeError> {
-    match groups.iter().find(|group| !caller.grants.holds(group)) {
-        Some(group) => Err(ServeError::GroupNotHeld(group.clone())),
-        None => Ok(()),
     }
 }

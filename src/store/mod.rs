@@ -33,7 +33,7 @@ use bytes::Bytes;
 use crate::model::{Epoch, Generation, Org, SchemaHash, SnapshotId, SyncId};
 use crate::snapshot::PackId;
 
-pub use cache::{CacheError, CacheSettings, CacheStats, PackCache, PinnedManifest, PinnedPack};
+pub use cache::{CacheSettings, CacheStats, PackCache, PinnedManifest, PinnedPack};
 pub use memory::MemoryStore;
 pub use mongo::{MongoSettings, MongoStore};
 pub use object::{BucketStore, FolderSettings};
@@ -229,6 +229,9 @@ pub enum StoreError {
     /// It has no room.
     #[error("the snapshot store is full")]
     Full(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// Readers hold all the room that the cache has, and gave none up in time.
+    #[error("the snapshot cache has no room")]
+    NoRoom,
     /// What was asked for is not there.
     #[error("{0} is not in the snapshot store")]
     Missing(String),

@@ -1,4 +1,8 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
+mod encode;
+mod scan;
+mod seed;
+mod service;
 mod store;
 mod support;

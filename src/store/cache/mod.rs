@@ -92,10 +92,10 @@ impl PackCache {
     /// A verified pack of a manifest.
     ///
     /// # Errors
-    /// Those of the store; [`StoreError::Damaged`] naming the pack; [`CacheError::NoRoom`].
-    pub async fn pack(&self, org: &Org, entry: &PackEntry) -> Result<PinnedPack, CacheError> {
+    /// Those of the store; [`StoreError::Damaged`] naming the pack; [`StoreError::NoRoom`].
+    pub async fn pack(&self, org: &Org, entry: PackEntry) -> Result<PinnedPack, StoreError> {
         let key = Key::Pack(org.clone(), entry.id);
-        let load = |cache: Self| cache.load_pack(org.clone(), *entry);
+        let load = |cache: Self| cache.load_pack(org.clone(), entry);
         match self.get(key, "load pack", load).await? {
             (Value::Pack(bytes), pin) => Ok(Pinned { value: bytes, pin: Arc::new(pin) }),
             (Value::Manifest(_), _) => unreachable!("a pack's key holds a pack"),
@@ -105,8 +105,8 @@ impl PackCache {
     /// The manifest of a snapshot.
     ///
     /// # Errors
-    /// Those of the store; [`StoreError::Damaged`] naming the manifest; [`CacheError::NoRoom`].
-    pub async fn manifest(&self, slot: &Slot, snapshot: SnapshotId) -> Result<PinnedManifest, CacheError> {
+    /// Those of the store; [`StoreError::Damaged`] naming the manifest; [`StoreError::NoRoom`].
+    pub async fn manifest(&self, slot: &Slot, snapshot: SnapshotId) -> Result<PinnedManifest, StoreError> {
         let key = Key::Manifest(slot.org.clone(), snapshot);
         let load = |cache: Self| cache.load_manifest(slot.clone(), snapshot);
         match self.get(key, "load manifest", load).await? {
@@ -133,12 +133,12 @@ impl PackCache {
                 answer
             }
         };
-        answer.await.unwrap_or_else(|_| Err(StoreError::unavailable(Abandoned).into()))
+        answer.await.unwrap_or_else(|_| Err(StoreError::unavailable(Abandoned)))
     }
 
     async fn load_pack(self, org: Org, entry: PackEntry) -> Loaded {
         let len = entry.len as usize;
-        let room = self.shelf.room(len, self.room_wait).await.ok_or(CacheError::NoRoom)?;
+        let room = self.shelf.room(len, self.room_wait).await.ok_or(StoreError::NoRoom)?;
         let bytes = self.store.pack(&org, entry.id).await?;
         let damage = if bytes.len() == len {
             pack::verify(&bytes).err().map(|fault| fault.to_string())
@@ -147,7 +147,7 @@ impl PackCache {
         };
         match damage {
             None => Ok((Value::Pack(bytes), room)),
-            Some(fault) => Err(StoreError::Damaged { what: format!("pack {} of org {org:?}", entry.id), fault }.into()),
+            Some(fault) => Err(StoreError::Damaged { what: format!("pack {} of org {org:?}", entry.id), fault }),
         }
     }
 
@@ -159,13 +159,13 @@ impl PackCache {
                 if (&manifest.org, &manifest.schema_hash, manifest.id) == (&slot.org, &slot.schema, snapshot) =>
             {
                 drop(bytes);
-                let room = self.shelf.room(manifest.weight(), self.room_wait).await.ok_or(CacheError::NoRoom)?;
+                let room = self.shelf.room(manifest.weight(), self.room_wait).await.ok_or(StoreError::NoRoom)?;
                 return Ok((Value::Manifest(Arc::new(manifest)), room));
             }
             Ok(_) => "it is of another snapshot".to_owned(),
             Err(error) => error.to_string(),
         };
-        Err(StoreError::Damaged { what: format!("manifest {snapshot} of org {:?}", slot.org), fault }.into())
+        Err(StoreError::Damaged { what: format!("manifest {snapshot} of org {:?}", slot.org), fault })
     }
 }
 
@@ -204,17 +204,6 @@ impl<T: Deref> Deref for Pinned<T> {
     fn deref(&self) -> &T::Target {
         &self.value
     }
-}
-
-/// Why the cache has no answer.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum CacheError {
-    /// The store has none.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Readers hold all the room there is, or it is too small for this.
-    #[error("the snapshot cache has no room: all of it is held by readers")]
-    NoRoom,
 }
 
 /// The load ended without a result: it panicked, or the service is going down.

@@ -19,7 +19,8 @@ use tokio::time::timeout;
 
 use crate::model::{Org, SnapshotId};
 use crate::snapshot::{Manifest, PackId};
-use crate::store::cache::{CacheError, CacheStats};
+use crate::store::StoreError;
+use crate::store::cache::CacheStats;
 
 /// What lies on the shelf. Ids are random, the org is there so that a mistake elsewhere never crosses orgs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,9 +41,9 @@ pub enum Value {
 }
 
 /// What a load ends with: the content and the room it was given, or the reason for all who wait.
-pub type Loaded = Result<(Value, Room), CacheError>;
+pub type Loaded = Result<(Value, Room), StoreError>;
 /// What those who wait for a load get.
-pub type Answer = Result<(Value, Pin), CacheError>;
+pub type Answer = Result<(Value, Pin), StoreError>;
 
 /// The shelf.
 pub struct Shelf {
@@ -388,8 +389,8 @@ mod tests {
         drop(ticket);
         assert!(first.await.is_err() && second.await.is_err());
         let Lookup::Load(third, ticket) = shelf.look_up(&key(0)) else { panic!() };
-        ticket.finish(Err(CacheError::NoRoom));
-        assert!(matches!(third.await, Ok(Err(CacheError::NoRoom))));
+        ticket.finish(Err(StoreError::NoRoom));
+        assert!(matches!(third.await, Ok(Err(StoreError::NoRoom))));
         assert!(matches!(shelf.look_up(&key(0)), Lookup::Load(..)));
     }
 }

@@ -1,0 +1,240 @@
+//! The keys that tokens are verified with, and the settings they come from.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use crate::auth::token::Claims;
+
+/// The shortest HS256 secret, in bytes: as long as the digest.
+const MIN_SECRET: usize = 32;
+
+/// How tokens are verified and what their claims are called.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthSettings {
+    /// The secret that HS256 tokens are signed with: its bytes as they are, at least 32. No default: without it the
+    /// service does not start.
+    pub hs256_secret: Option<Secret>,
+    /// A second secret that is taken too, while the application moves from one to the other. Default: none. Whoever
+    /// knows it can still sign tokens, so take it away when the last of the old ones has expired.
+    pub hs256_secret_previous: Option<Secret>,
+    /// What a token's `aud` must name. Default: none, and then `aud` is not looked at. Set it when the same issuer
+    /// signs tokens for other services too.
+    pub audience: Option<String>,
+    /// What a token's `iss` must be. Default: none, and then `iss` is not looked at.
+    pub issuer: Option<String>,
+    /// How far the issuer's clock may be off, in seconds. Default: 30. Tokens live that much longer.
+    pub leeway_s: u64,
+    /// The claim that names the org: a string or a whole number. Default: `org`.
+    pub org_claim: String,
+    /// The claim that names the user: a string or a whole number. Default: `sub`.
+    pub user_claim: String,
+    /// The claim that lists the groups as `kind:id`. A token that has it is filtered by exactly that list, nothing
+    /// added; one that has not gets the groups of the membership tables. Default: `groups`.
+    pub groups_claim: String,
+}
+
+impl Default for AuthSettings {
+    fn default() -> Self {
+        Self {
+            hs256_secret: None,
+            hs256_secret_previous: None,
+            audience: None,
+            issuer: None,
+            leeway_s: 30,
+            org_claim: "org".into(),
+            user_claim: "sub".into(),
+            groups_claim: "groups".into(),
+        }
+    }
+}
+
+/// A text that must not be seen: it is hidden wherever it would be printed or serialized.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// What stands in place of a secret.
+    pub const HIDDEN: &'static str = "(hidden)";
+
+    /// Wraps the text as it is.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Its bytes, for whoever signs or verifies.
+    pub fn expose(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::HIDDEN)
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(Self::HIDDEN)
+    }
+}
+
+/// Everything a token is checked against. Made once at start.
+pub struct Keys {
+    /// The keys, in the order they are tried.
+    pub(super) keys: Vec<Key>,
+    pub(super) audience: Option<String>,
+    pub(super) issuer: Option<String>,
+    pub(super) leeway: Duration,
+    pub(super) names: ClaimNames,
+}
+
+/// One key with the only algorithm it is used for.
+pub(super) struct Key {
+    pub(super) decoding: DecodingKey,
+    pub(super) validation: Validation,
+}
+
+impl Key {
+    fn new(algorithm: Algorithm, decoding: DecodingKey) -> Self {
+        // Only the signature is the library's part: it would read the clock itself, and pass a malformed `aud`.
+        let mut validation = Validation::new(algorithm);
+        validation.required_spec_claims.clear();
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        Self { decoding, validation }
+    }
+}
+
+/// What the mapped claims are called.
+pub(super) struct ClaimNames {
+    pub(super) org: String,
+    pub(super) user: String,
+    pub(super) groups: String,
+}
+
+/// Why tokens can't be verified, or made, with these settings.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// There is no key at all.
+    #[error("auth.hs256_secret is not set, so no token could be verified: give it {MIN_SECRET} random bytes or more")]
+    NoKey,
+    /// A secret could be guessed.
+    #[error("auth.{setting} has {len} bytes: HS256 needs at least {MIN_SECRET}, `openssl rand -hex 32` makes them")]
+    ShortSecret {
+        /// Which one.
+        setting: &'static str,
+        /// How long it is.
+        len: usize,
+    },
+    /// A claim's name is empty, or one claim would be read for two things.
+    #[error("auth.{setting} = `{name}`: the claims need a name each, and not `exp` or `nbf`")]
+    ClaimName {
+        /// Which one.
+        setting: &'static str,
+        /// What it is called.
+        name: String,
+    },
+    /// The library could not sign.
+    #[error("the token can't be signed")]
+    Sign(#[source] jsonwebtoken::errors::Error),
+}
+
+impl AuthSettings {
+    /// The keys these settings name.
+    ///
+    /// # Errors
+    /// The first setting that won't do.
+    pub fn keys(&self) -> Result<Keys, KeyError> {
+        let current = self.hs256_secret.as_ref().ok_or(KeyError::NoKey)?;
+        let secrets = [("hs256_secret", Some(current)), ("hs256_secret_previous", self.hs256_secret_previous.as_ref())];
+        let mut keys = Vec::new();
+        for (setting, secret) in secrets {
+            let Some(secret) = secret.map(Secret::expose) else { continue };
+            if secret.len() < MIN_SECRET {
+                return Err(KeyError::ShortSecret { setting, len: secret.len() });
+            }
+            keys.push(Key::new(Algorithm::HS256, DecodingKey::from_secret(secret)));
+        }
+        Ok(Keys {
+            keys,
+            audience: self.audience.clone(),
+            issuer: self.issuer.clone(),
+            leeway: Duration::from_secs(self.leeway_s),
+            names: self.claim_names()?,
+        })
+    }
+
+    /// A token with these claims that [`Self::keys`] take from `now` on for `ttl`; for development and tests.
+    ///
+    /// # Errors
+    /// The same as [`Self::keys`].
+    pub fn mint(&self, claims: &Claims, now: SystemTime, ttl: Duration) -> Result<String, KeyError> {
+        self.keys()?;
+        let names = self.claim_names()?;
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut payload = Map::new();
+        payload.insert("iat".into(), now.as_secs().into());
+        payload.insert("exp".into(), (now + ttl).as_secs().into());
+        for (name, expected) in [("aud", &self.audience), ("iss", &self.issuer)] {
+            payload.extend(expected.clone().map(|text| (name.to_owned(), Value::from(text))));
+        }
+        payload.insert(names.org, claims.org.as_str().into());
+        payload.insert(names.user, claims.user.as_str().into());
+        if let Some(groups) = &claims.groups {
+            payload.insert(names.groups, groups.iter().map(|group| group.as_str()).collect());
+        }
+        let secret = self.hs256_secret.as_ref().ok_or(KeyError::NoKey)?;
+        let key = EncodingKey::from_secret(secret.expose());
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &payload, &key).map_err(KeyError::Sign)
+    }
+
+    fn claim_names(&self) -> Result<ClaimNames, KeyError> {
+        let mut taken = BTreeSet::from(["", "exp", "nbf"]);
+        let names =
+            [("org_claim", &self.org_claim), ("user_claim", &self.user_claim), ("groups_claim", &self.groups_claim)];
+        for (setting, name) in names {
+            if !taken.insert(name) {
+                return Err(KeyError::ClaimName { setting, name: name.clone() });
+            }
+        }
+        let [org, user, groups] = names.map(|(_, name)| name.clone());
+        Ok(ClaimNames { org, user, groups })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> AuthSettings {
+        AuthSettings { hs256_secret: Some(Secret::new("s".repeat(32))), ..AuthSettings::default() }
+    }
+
+    #[test]
+    fn settings_that_would_be_unsafe_are_refused_by_name() {
+        let fault = |settings: AuthSettings| settings.keys().err().map(|error| error.to_string()).unwrap_or_default();
+        assert_eq!(fault(settings()), "");
+        assert!(fault(AuthSettings::default()).contains("auth.hs256_secret is not set"));
+        let short = Some(Secret::new("s".repeat(31)));
+        assert!(fault(AuthSettings { hs256_secret: short.clone(), ..settings() }).contains("hs256_secret has 31"));
+        let previous = AuthSettings { hs256_secret_previous: short, ..settings() };
+        assert!(fault(previous).contains("hs256_secret_previous has 31"));
+        assert!(fault(AuthSettings { user_claim: "org".into(), ..settings() }).contains("user_claim = `org`"));
+        assert!(fault(AuthSettings { org_claim: String::new(), ..settings() }).contains("org_claim"));
+    }
+
+    #[test]
+    fn a_secret_is_never_printed() {
+        let settings = settings();
+        let shown = format!("{settings:?} {}", serde_json::to_string(&settings).unwrap());
+        assert!(shown.contains(Secret::HIDDEN) && !shown.contains("ssss"), "{shown}");
+    }
+}
