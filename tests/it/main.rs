@@ -6,4 +6,5 @@ mod encode;
 mod scan;
 mod seed;
 mod service;
+mod store;
 mod support;
