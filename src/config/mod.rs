@@ -27,6 +27,7 @@ use crate::dump::policy::Limits;
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::source::postgres::pool::PoolSettings;
 use crate::source::postgres::scan::ScanSettings;
+use crate::store::StoreSettings;
 use crate::telemetry::LogSettings;
 
 /// Every setting of the service, by section.
@@ -34,13 +35,13 @@ use crate::telemetry::LogSettings;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The models.
-    pub catalog: CatalogSettings,
+    pub catalog: CatalogSection,
     /// The application's database.
-    pub postgres: PostgresSettings,
+    pub postgres: PostgresSection,
     /// How dumps read it.
     pub scan: ScanSettings,
     /// Where snapshots are kept.
-    pub store: StoreSettings,
+    pub store: StoreSection,
     /// How they are made.
     pub dump: DumpSettings,
     /// When they are made anew.
@@ -58,14 +59,14 @@ pub struct Config {
 /// `[catalog]`
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CatalogSettings {
+pub struct CatalogSection {
     /// The catalog file.
     pub path: PathBuf,
 }
 
 /// `[postgres]`
 #[derive(Clone, Serialize, Deserialize)]
-pub struct PostgresSettings {
+pub struct PostgresSection {
     /// The primary; empty: not set.
     #[serde(default)]
     pub url: String,
@@ -81,16 +82,12 @@ pub struct PostgresSettings {
 
 /// `[store]`
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreSettings {
+pub struct StoreSection {
     /// Which store, and where.
     pub url: String,
-    /// How long a replaced snapshot stays readable.
-    pub grace_s: u64,
-    /// How long packs may wait to be published.
-    pub unpublished_s: u64,
-    /// Memory for packs.
-    pub cache_bytes: u64,
+    /// What holds for all stores, and what for each kind.
+    #[serde(flatten)]
+    pub settings: StoreSettings,
 }
 
 /// `[admin]`

@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
+use headstart::config::secret::read_file;
 use headstart::config::setting::settings;
 use headstart::config::{Config, ConfigErrors, InForce, Layers, Origin};
 use headstart::dump::DumpSettings;
 use headstart::serve::bootstrap::BootstrapSettings;
 use headstart::source::postgres::pool::PoolSettings;
 use headstart::source::postgres::scan::ScanSettings;
+use headstart::store::StoreSettings;
 use tempfile::NamedTempFile;
 
 fn file(text: &str) -> NamedTempFile {
@@ -67,6 +69,7 @@ fn the_embedded_file_and_the_structs_hold_the_same_settings() {
     assert_eq!(config.bootstrap, BootstrapSettings::default());
     assert_eq!(config.postgres.pool, PoolSettings::default());
     assert_eq!(config.scan, ScanSettings::default());
+    assert_eq!(config.store.settings, StoreSettings::default());
 }
 
 #[test]
@@ -182,4 +185,14 @@ fn settings_that_do_not_fit_together_are_refused() {
         let said = fault(text, &[]);
         assert!(said.starts_with(settings), "{said}");
     }
+}
+
+#[test]
+fn secret_files_lose_their_last_line_break_and_must_hold_something() {
+    let read = |content: &str| read_file(file(content).path());
+    assert_eq!(read("hunter2\n").unwrap(), "hunter2");
+    assert_eq!(read(" hun\nter2 \r\n").unwrap(), " hun\nter2 ");
+    assert!(read("\n").unwrap_err().to_string().contains("empty"));
+    assert!(read(&"a".repeat(70_000)).unwrap_err().to_string().contains("longer"));
+    assert_eq!(read_file(Path::new("/nowhere")).unwrap_err().kind(), ErrorKind::NotFound);
 }
