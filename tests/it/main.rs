@@ -4,4 +4,5 @@ mod encode;
 mod scan;
 mod seed;
 mod service;
+mod store;
 mod support;
