@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use serde::Serialize;
 
 pub use crate::auth::Claims;
 use crate::dump::DumpError;
-use crate::model::{Caller, Epoch, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::model::{BootstrapQuery, Caller, Epoch, Schema, SnapshotId, SyncGroup, SyncId};
 use crate::source::SourceError;
 use crate::store::StoreError;
 use crate::wire::{Metadata, trailer::Method};
@@ -163,5 +164,73 @@ pub(crate) fn check_held(caller: &Caller, groups: &[SyncGroup]) -> Result<(), Se
     match groups.iter().find(|group| !caller.grants.holds(group)) {
         Some(group) => Err(ServeError::GroupNotHeld(group.clone())),
         None => Ok(()),
+    }
+}
+
+/// How one part the service leans on is doing.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartHealth {
+    /// Its name: `database`, `store`, `catalog`, …
+    pub part: &'static str,
+    /// What it can do now.
+    pub state: Health,
+    /// Why it is not well. For operators: it may name hosts and sessions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What can be done, from best to worst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Everything.
+    Ok,
+    /// Some requests, or slower.
+    Degraded,
+    /// Nothing.
+    Down,
+}
+
+/// The handle the HTTP floor calls.
+#[derive(Clone)]
+pub struct Service {
+    schema: Arc<Schema>,
+}
+
+impl Service {
+    /// One that knows its schema and is stopping.
+    pub fn new(schema: Arc<Schema>) -> Self {
+        Self { schema }
+    }
+
+    /// Whom verified claims stand for.
+    pub async fn caller(&self, claims: &Claims) -> Result<Caller, ServeError> {
+        use crate::model::{Grants, Org, User};
+        let own = || vec![SyncGroup::of(SyncGroup::ORG, &claims.org), SyncGroup::of(SyncGroup::USER, &claims.user)];
+        Ok(Caller {
+            org: Org::new(claims.org.as_str()),
+            user: User::new(claims.user.as_str()),
+            grants: Grants::new(claims.groups.clone().unwrap_or_else(own)),
+        })
+    }
+
+    /// The current answer.
+    pub async fn bootstrap(&self, _: &Caller, _: &BootstrapQuery) -> Result<Answer, ServeError> {
+        Err(DumpError::Stopping.into())
+    }
+
+    /// The same from a given snapshot, if it is still kept.
+    pub async fn stored(&self, _: &Caller, _: &BootstrapQuery, _: SnapshotId) -> Result<Option<Answer>, ServeError> {
+        Ok(None)
+    }
+
+    /// How rows look now.
+    pub async fn schema(&self) -> Result<Arc<Schema>, ServeError> {
+        Ok(self.schema.clone())
+    }
+
+    /// How the parts are doing.
+    pub async fn readiness(&self) -> Vec<PartHealth> {
+        Vec::new()
     }
 }
