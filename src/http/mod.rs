@@ -18,12 +18,16 @@ pub mod bootstrap;
 pub mod cors;
 pub mod encoding;
 pub mod error;
+#[cfg(test)]
+mod fake;
 pub mod identity;
 pub mod openapi;
 pub mod range;
 pub mod request;
 pub mod schema;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
