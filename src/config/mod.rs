@@ -17,6 +17,7 @@ pub mod secret;
 pub mod setting;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,9 +25,12 @@ use crate::auth::AuthSettings;
 pub use crate::config::layers::{InForce, Layers, Origin};
 use crate::dump::DumpSettings;
 use crate::dump::policy::Limits;
+use crate::http::HttpSettings;
+use crate::http::admin::AdminSettings;
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::source::postgres::pool::PoolSettings;
 use crate::source::postgres::scan::ScanSettings;
+use crate::source::postgres::watermark::WatermarkSettings;
 use crate::store::StoreSettings;
 use crate::telemetry::LogSettings;
 
@@ -48,6 +52,10 @@ pub struct Config {
     pub freshness: Limits,
     /// What a bootstrap allows.
     pub bootstrap: BootstrapSettings,
+    /// How far open writers may hold the watermark back.
+    pub watermark: WatermarkSettings,
+    /// How clients are served.
+    pub http: HttpSettings,
     /// The admin listener.
     pub admin: AdminSettings,
     /// Who is let in.
@@ -70,9 +78,6 @@ pub struct PostgresSection {
     /// The primary; empty: not set.
     #[serde(default)]
     pub url: String,
-    /// A standby to scan from; empty: none.
-    #[serde(default)]
-    pub replica_url: String,
     /// Seconds to wait at the start for it to answer.
     pub startup_wait_s: u64,
     /// The connections to each server.
@@ -90,12 +95,11 @@ pub struct StoreSection {
     pub settings: StoreSettings,
 }
 
-/// `[admin]`
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdminSettings {
-    /// Where probes, metrics and the operations API listen.
-    pub listen: String,
+impl PostgresSection {
+    /// How long to wait at the start for the database to answer.
+    pub fn startup_wait(&self) -> Duration {
+        Duration::from_secs(self.startup_wait_s)
+    }
 }
 
 impl Config {
