@@ -516,9 +516,10 @@ mod tests {
         "#;
         assert!(faults(cycle)[0].starts_with("models.A.from: A -> B -> A is a cycle"));
         let orphan = TRACKER.replace(r#"from = { model = "Issue", by = "issue_id" }"#, "");
-        assert!(faults(&orphan).contains(
-            &"models.Comment.org: no way to the tenant: name the `org` column, or `from`".to_owned()
-        ));
+        assert!(
+            faults(&orphan)
+                .contains(&"models.Comment.org: no way to the tenant: name the `org` column, or `from`".to_owned())
+        );
     }
 
     #[test]

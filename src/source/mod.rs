@@ -3,6 +3,7 @@
 //! [`Source`] is the contract; `postgres` is what serves, `memory` what tests and simulations use. All SQL lives below
 //! this room.
 
+pub mod migrate;
 pub mod postgres;
 
 use std::collections::HashMap;
