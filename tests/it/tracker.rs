@@ -12,9 +12,9 @@ use crate::support::postgres::Database;
 pub const TABLES: &str = "
     CREATE TABLE issue (id text PRIMARY KEY, organization_id text NOT NULL, team_id text, watchers text[], title text,
                         archived boolean NOT NULL DEFAULT false);
-    CREATE TABLE comment (id text PRIMARY KEY, issue_id text REFERENCES issue ON DELETE CASCADE, body text);
+    CREATE TABLE comment (id text PRIMARY KEY, issue_id text REFERENCES issue ON DELETE CASCADE ON UPDATE CASCADE, body text);
     CREATE INDEX ON comment (issue_id);
-    CREATE TABLE reaction (id text PRIMARY KEY, comment_id text REFERENCES comment ON DELETE CASCADE, emoji text);
+    CREATE TABLE reaction (id text PRIMARY KEY, comment_id text REFERENCES comment ON DELETE CASCADE ON UPDATE CASCADE, emoji text);
     CREATE INDEX ON reaction (comment_id);
     CREATE TABLE team_membership (organization_id text, team_id text, user_id text, role text,
                                   PRIMARY KEY (team_id, user_id));
@@ -22,7 +22,9 @@ pub const TABLES: &str = "
 
 /// The same without foreign keys.
 pub fn loose_tables() -> String {
-    TABLES.replace("REFERENCES issue ON DELETE CASCADE", "").replace("REFERENCES comment ON DELETE CASCADE", "")
+    TABLES
+        .replace("REFERENCES issue ON DELETE CASCADE ON UPDATE CASCADE", "")
+        .replace("REFERENCES comment ON DELETE CASCADE ON UPDATE CASCADE", "")
 }
 
 /// The catalog of [`TABLES`].

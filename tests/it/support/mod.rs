@@ -1,6 +1,7 @@
 //! What the tests share: databases of their own on the server that `make test` started.
 
 pub mod postgres;
+pub mod session;
 
 /// A variable that `make test` sets. A missing server is a failure, never a skip.
 pub fn required(name: &str) -> String {
