@@ -4,6 +4,7 @@
 //! this room.
 
 pub mod memory;
+pub mod migrate;
 pub mod postgres;
 pub mod sql;
 

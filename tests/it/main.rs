@@ -1,10 +1,15 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
+mod audience;
 mod cli;
 mod config;
 mod encode;
+mod migrate;
+mod races;
 mod scan;
 mod seed;
 mod service;
 mod store;
 mod support;
+mod tracker;
+mod triggers;
