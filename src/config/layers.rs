@@ -57,6 +57,11 @@ pub struct InForce {
 }
 
 impl InForce {
+    /// Whether someone said something, be it the default again.
+    pub fn is_changed(&self) -> bool {
+        self.origin != Origin::Default
+    }
+
     /// The value as it may be shown, in TOML's notation.
     pub fn shown(&self) -> Value {
         match &self.value {

@@ -11,9 +11,9 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::{self, Metrics};
 use crate::serve::{Health, PartHealth, Service};
 
 /// Where operators reach the service.
@@ -41,11 +41,11 @@ struct Readiness {
 
 struct Admin {
     service: Service,
-    metrics: Arc<Registry>,
+    metrics: Metrics,
 }
 
 /// `/livez`, `/readyz` and `/metrics`.
-pub fn router(service: Service, metrics: Arc<Registry>) -> Router {
+pub fn router(service: Service, metrics: Metrics) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
@@ -63,15 +63,5 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
 
 /// All metrics, in the OpenMetrics text format.
 async fn render(State(admin): State<Arc<Admin>>) -> Response {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &admin.metrics) {
-        Ok(()) => {
-            let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-            ([(CONTENT_TYPE, format)], text).into_response()
-        }
-        Err(error) => {
-            tracing::error!(%error, "a metric can't be written as text");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
-    }
+    ([(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE))], admin.metrics.encode()).into_response()
 }
