@@ -20,6 +20,22 @@ pub struct Tasks {
     running: Arc<Mutex<BTreeMap<&'static str, usize>>>,
 }
 
+/// Runs work that blocks or computes for long on a thread of its own kind, and waits for it. Dropping the future lets
+/// the work run to its end unobserved. Tokio bounds how many such threads there are; the rest of the work waits.
+///
+/// # Panics
+/// With the work's own panic.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going down and will not poll this future again.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 /// Tasks that did not end within the time they were given: name and how many.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("still running: {}", .0.iter().map(|(name, count)| format!("{name} ({count})")).collect::<Vec<_>>().join(", "))]
@@ -61,22 +77,6 @@ impl Tasks {
             let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             StillRunning(running.iter().map(|(name, count)| (*name, *count)).collect())
         })
-    }
-}
-
-/// Runs work that takes a thread for a while (compression, a file) beside the runtime's own threads, and gives what it
-/// returns. Dropping the future doesn't stop the work, it only forgets the result.
-///
-/// # Panics
-/// When the work does: a panic comes out here.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is being dropped and didn't begin the work: so is whoever waits here.
-            Err(_) => std::future::pending().await,
-        },
     }
 }
 

@@ -1,11 +1,32 @@
 //! Making snapshots: one scan an org, followed by any number of readers, stored and published at the same time.
 //!
-//! Floor 4.
+//! Floor 4. The walk: [`Dumps::join`] finds or starts the dump of a slot; `build` scans, compresses and announces;
+//! `upload` follows like any reader and puts packs; `publish` moves the head. The background job (`runner`) asks which
+//! orgs need a dump and starts them through the same door.
+//!
+//! # Who waits for whom
+//! The scan waits for compression (a fixed number of frames at a time) and compression for the spool, nothing else:
+//! neither a slow reader nor a slow store holds the PostgreSQL snapshot open. Readers and the upload wait for frames.
+//! When the scan fails, everyone who follows gets the error and nothing is published. When the store fails, readers go
+//! on, and the finished spool is served until it is stale.
 
+pub mod build;
+pub mod frames;
+pub mod live;
+pub mod packs;
 pub mod policy;
+pub mod queue;
+pub mod runner;
+pub mod settings;
+pub mod spool;
+
+pub use live::{LiveDump, Part, Settled};
+pub use queue::{Dumps, Joined, Wish};
+pub use settings::DumpSettings;
 
 use std::sync::Arc;
 
+use crate::snapshot::FrameError;
 use crate::source::SourceError;
 
 /// Why a dump failed. Cheap to clone: every follower gets it.
@@ -23,6 +44,15 @@ pub enum DumpError {
         /// The limit, in bytes.
         limit: u64,
     },
+    /// zstd did not compress a frame.
+    #[error("a frame could not be compressed")]
+    Frame(#[source] Arc<FrameError>),
+    /// The tables have changed since the dump was asked for; asking again gives the new schema.
+    #[error("the schema changed")]
+    SchemaChanged,
+    /// Another instance dumps this org, and only the background job asked here.
+    #[error("another instance dumps this org")]
+    Elsewhere,
     /// As many dumps as allowed wait already.
     #[error("too many dumps wait already")]
     Overloaded,
@@ -32,4 +62,10 @@ pub enum DumpError {
     /// It ended without a word, by a bug; the log has the panic.
     #[error("the dump broke off")]
     Broken,
+}
+
+impl From<SourceError> for DumpError {
+    fn from(error: SourceError) -> Self {
+        Self::Source(Arc::new(error))
+    }
 }

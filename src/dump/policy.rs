@@ -74,6 +74,8 @@ pub enum Reason {
     Age(Duration),
     /// It lacks what the request must see.
     BehindRequest,
+    /// The store does not give it.
+    Unreadable,
     /// The request wants a new one.
     NoCache,
 }
@@ -86,6 +88,7 @@ impl fmt::Display for Reason {
             Self::Pending(count) => write!(f, "{count} actions came after the snapshot"),
             Self::Age(age) => write!(f, "the snapshot is {} s old", age.as_secs()),
             Self::BehindRequest => f.write_str("the snapshot lacks what the request must see"),
+            Self::Unreadable => f.write_str("the snapshot can't be read"),
             Self::NoCache => f.write_str("the request wants a new dump"),
         }
     }

@@ -14,11 +14,11 @@ use axum::{Json, Router};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 
-use crate::serve::{Health, PartHealth, Service};
+use crate::serve::{Health, Service};
 
 /// Where operators reach the service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct AdminSettings {
     /// The address and port of the operators' listener. Default: 127.0.0.1:8081, this machine only. It asks for no
     /// token: never make it public.
@@ -26,6 +26,7 @@ pub struct AdminSettings {
 }
 
 impl Default for AdminSettings {
+    /// What `config/headstart.toml` says; a test holds the two together.
     fn default() -> Self {
         Self { listen: SocketAddr::from(([127, 0, 0, 1], 8081)) }
     }
@@ -35,8 +36,17 @@ impl Default for AdminSettings {
 #[derive(Serialize)]
 struct Readiness {
     /// The worst of the parts.
-    status: Health,
-    parts: Vec<PartHealth>,
+    status: &'static str,
+    parts: Vec<Part>,
+}
+
+/// One part the service leans on.
+#[derive(Serialize)]
+struct Part {
+    name: &'static str,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 struct Admin {
@@ -56,9 +66,22 @@ pub fn router(service: Service, metrics: Arc<Registry>) -> Router {
 /// 200 while clients can be served, if only some of them; 503 otherwise.
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let parts = admin.service.readiness().await;
-    let status = parts.iter().map(|part| part.state).max().unwrap_or(Health::Ok);
-    let code = if status == Health::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let any = |health| parts.iter().any(|(_, state, _)| *state == health);
+    let (code, status) = if any(Health::Down) {
+        (StatusCode::SERVICE_UNAVAILABLE, word(Health::Down))
+    } else {
+        (StatusCode::OK, word(if any(Health::Degraded) { Health::Degraded } else { Health::Ok }))
+    };
+    let parts = parts.into_iter().map(|(name, health, reason)| Part { name, status: word(health), reason }).collect();
     (code, Json(Readiness { status, parts })).into_response()
+}
+
+fn word(health: Health) -> &'static str {
+    match health {
+        Health::Ok => "ok",
+        Health::Degraded => "degraded",
+        Health::Down => "down",
+    }
 }
 
 /// All metrics, in the OpenMetrics text format.

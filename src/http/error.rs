@@ -4,14 +4,13 @@
 //! people, the `field` at fault where there is one, and the `requestId` under which the log tells more. Causes stay in
 //! the log: a caller never sees a database's words, a path or a name that is not in the request.
 
-use std::fmt;
-
 use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::auth::TokenError;
+use crate::chain::Chain;
 use crate::dump::DumpError;
 use crate::model::QueryError;
 use crate::serve::ServeError;
@@ -333,8 +332,10 @@ fn dump_code(error: &DumpError) -> Code {
     match error {
         DumpError::Source(error) => source_code(error),
         DumpError::Spool(_) | DumpError::SpoolFull { .. } | DumpError::Overloaded => Code::Overloaded,
+        // Each try found other tables than the one before, or another instance at it: it will settle.
+        DumpError::SchemaChanged | DumpError::Elsewhere => Code::Overloaded,
         DumpError::Stopping => Code::Stopping,
-        DumpError::Broken => Code::Internal,
+        DumpError::Frame(_) | DumpError::Broken => Code::Internal,
     }
 }
 
@@ -350,27 +351,6 @@ impl IntoResponse for HttpError {
         let mut response = self.code().status().into_response();
         response.extensions_mut().insert(std::sync::Arc::new(self));
         response
-    }
-}
-
-/// An error with all its causes, as one line for the log.
-pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.0.to_string();
-        f.write_str(&said)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            // A wrapper that only passes its cause on says nothing new.
-            if text != said {
-                write!(f, ": {text}")?;
-                said = text;
-            }
-            cause = error.source();
-        }
-        Ok(())
     }
 }
 

@@ -17,8 +17,9 @@ use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
+use crate::chain::Chain;
 use crate::http::cors::Cors;
-use crate::http::error::{Chain, HttpError};
+use crate::http::error::HttpError;
 use crate::model::{Caller, SnapshotId};
 use crate::wire::trailer;
 

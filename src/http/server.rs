@@ -20,8 +20,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::chain::Chain;
 use crate::http::HttpSettings;
-use crate::http::error::Chain;
 use crate::task::Tasks;
 
 /// The largest request head that is read at all, in bytes, and what a connection buffers of an answer's small pieces.

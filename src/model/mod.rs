@@ -5,6 +5,7 @@
 pub mod access;
 pub mod catalog;
 pub mod ids;
+pub mod key;
 pub mod query;
 
 pub mod schema;

@@ -7,7 +7,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::model::catalog::{Catalog, Model};
-use crate::model::ids::SchemaHash;
+use crate::model::ids::{Org, SchemaHash};
+use crate::model::key::canonical;
 
 /// Part of every schema hash. Raise it when the bytes of rows, frames, packs or manifests change their meaning.
 pub const FORMAT_VERSION: u32 = 1;
@@ -75,6 +76,19 @@ impl Schema {
     /// The model of this name, with its index.
     pub fn model(&self, name: &str) -> Option<(usize, &Model)> {
         self.catalog.model(name)
+    }
+
+    /// The org with the id that this text is read as, or `None` when it can't be one. Where no model shows its org
+    /// column, the text is taken as it is.
+    pub fn org(&self, text: &str) -> Option<Org> {
+        let mut types = (self.catalog.models().iter().zip(&self.models)).filter_map(|(model, schema)| {
+            let column = model.org.as_ref()?;
+            schema.fields.iter().find(|field| field.column == *column)
+        });
+        match types.next() {
+            Some(field) => canonical(&field.sql_type, text).map(Org::new),
+            None => Some(Org::new(text)),
+        }
     }
 
     /// The names of all models, by index.

@@ -1,1 +1,29 @@
-//! (to come)
+//! From verified claims to a caller: which org, and which groups.
+
+use crate::auth::Claims;
+use crate::model::{Caller, Grants, SyncGroup, User};
+use crate::serve::{ServeError, Service};
+
+impl Service {
+    /// Whom these claims speak for. Groups listed in a token are exactly what the caller holds, nothing is added;
+    /// without such a list the caller holds the org's group, the user's own and what the membership tables give, read
+    /// on the primary each time: an answer begun after a membership was taken away does not use it.
+    ///
+    /// # Errors
+    /// [`ServeError::ForeignClaim`] when the org can't be one of this database; the source's.
+    pub async fn caller(&self, claims: &Claims) -> Result<Caller, ServeError> {
+        let schema = self.schema().await?;
+        let org = schema.org(&claims.org).ok_or(ServeError::ForeignClaim { claim: "org" })?;
+        let user = User::new(claims.user.as_str());
+        let groups = match &claims.groups {
+            Some(groups) => groups.clone(),
+            None => {
+                let mut groups = self.source().memberships(&org, &user).await?;
+                groups.push(SyncGroup::of(SyncGroup::ORG, org.as_str()));
+                groups.push(SyncGroup::of(SyncGroup::USER, user.as_str()));
+                groups
+            }
+        };
+        Ok(Caller { org, user, grants: Grants::new(groups) })
+    }
+}

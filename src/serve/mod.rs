@@ -6,20 +6,112 @@
 
 pub mod access;
 pub mod bootstrap;
+pub mod freshness;
+pub mod stored;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use serde::Serialize;
 
 pub use crate::auth::Claims;
-use crate::dump::DumpError;
-use crate::model::{BootstrapQuery, Caller, Epoch, Schema, SnapshotId, SyncGroup, SyncId};
-use crate::source::SourceError;
-use crate::store::StoreError;
+pub use crate::dump::Part;
+use crate::dump::policy::Limits;
+use crate::dump::{DumpError, Dumps};
+use crate::model::{Epoch, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::serve::bootstrap::BootstrapSettings;
+use crate::serve::freshness::Freshness;
+use crate::source::{Source, SourceError};
+use crate::store::{PackCache, SnapshotStore, StoreError};
 use crate::wire::{Metadata, trailer::Method};
+
+/// The service. Clones share everything.
+#[derive(Clone)]
+pub struct Service {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    source: Arc<dyn Source>,
+    store: Arc<dyn SnapshotStore>,
+    cache: PackCache,
+    dumps: Dumps,
+    freshness: Freshness,
+    limits: Limits,
+    settings: BootstrapSettings,
+}
+
+/// How a part of the service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It answers.
+    Ok,
+    /// It does not, and requests are served without it.
+    Degraded,
+    /// It does not, and requests fail.
+    Down,
+}
+
+impl Service {
+    /// Puts the rooms below together.
+    pub fn new(
+        source: Arc<dyn Source>,
+        store: Arc<dyn SnapshotStore>,
+        cache: PackCache,
+        dumps: Dumps,
+        limits: Limits,
+        settings: BootstrapSettings,
+    ) -> Self {
+        let freshness = Freshness::new(source.clone(), store.clone(), limits);
+        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings }) }
+    }
+
+    /// The schema in force.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn schema(&self) -> Result<Arc<Schema>, ServeError> {
+        Ok(self.shared.source.schema().await?)
+    }
+
+    /// How the parts are: their names, states and what is wrong with them.
+    pub async fn readiness(&self) -> Vec<(&'static str, Health, Option<String>)> {
+        let (database, store) = tokio::join!(self.shared.source.epoch(), self.shared.store.ping());
+        let part = |name, failed: Option<String>, state| match failed {
+            None => (name, Health::Ok, None),
+            Some(fault) => (name, state, Some(fault)),
+        };
+        vec![
+            part("database", database.err().map(|error| error.to_string()), Health::Down),
+            part("store", store.err().map(|error| error.to_string()), Health::Degraded),
+        ]
+    }
+
+    fn source(&self) -> &dyn Source {
+        &*self.shared.source
+    }
+
+    fn cache(&self) -> &PackCache {
+        &self.shared.cache
+    }
+
+    fn dumps(&self) -> &Dumps {
+        &self.shared.dumps
+    }
+
+    fn freshness(&self) -> &Freshness {
+        &self.shared.freshness
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    fn settings(&self) -> &BootstrapSettings {
+        &self.shared.settings
+    }
+}
 
 /// The beginning of an answer; the rest comes as it is read.
 pub struct Answer {
@@ -100,15 +192,6 @@ pub struct SliceLen {
     pub raw_len: u64,
 }
 
-/// What a live answer gives. The last item is `End` or an error; a stream that stops without either is broken.
-#[derive(Debug)]
-pub enum Part {
-    /// One or more whole frames.
-    Frames(Bytes),
-    /// All rows were given: how many of each model, by index.
-    End(Vec<u64>),
-}
-
 /// Why there is no answer, or why it broke.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ServeError {
@@ -156,81 +239,5 @@ pub enum ServeError {
 impl From<SourceError> for ServeError {
     fn from(error: SourceError) -> Self {
         Self::Source(Arc::new(error))
-    }
-}
-
-/// Whether a caller may be answered with these groups only: all of them must be held.
-pub(crate) fn check_held(caller: &Caller, groups: &[SyncGroup]) -> Result<(), ServeError> {
-    match groups.iter().find(|group| !caller.grants.holds(group)) {
-        Some(group) => Err(ServeError::GroupNotHeld(group.clone())),
-        None => Ok(()),
-    }
-}
-
-/// How one part the service leans on is doing.
-#[derive(Clone, Debug, Serialize)]
-pub struct PartHealth {
-    /// Its name: `database`, `store`, `catalog`, …
-    pub part: &'static str,
-    /// What it can do now.
-    pub state: Health,
-    /// Why it is not well. For operators: it may name hosts and sessions.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-}
-
-/// What can be done, from best to worst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Health {
-    /// Everything.
-    Ok,
-    /// Some requests, or slower.
-    Degraded,
-    /// Nothing.
-    Down,
-}
-
-/// The handle the HTTP floor calls.
-#[derive(Clone)]
-pub struct Service {
-    schema: Arc<Schema>,
-}
-
-impl Service {
-    /// One that knows its schema and is stopping.
-    pub fn new(schema: Arc<Schema>) -> Self {
-        Self { schema }
-    }
-
-    /// Whom verified claims stand for.
-    pub async fn caller(&self, claims: &Claims) -> Result<Caller, ServeError> {
-        use crate::model::{Grants, Org, User};
-        let own = || vec![SyncGroup::of(SyncGroup::ORG, &claims.org), SyncGroup::of(SyncGroup::USER, &claims.user)];
-        Ok(Caller {
-            org: Org::new(claims.org.as_str()),
-            user: User::new(claims.user.as_str()),
-            grants: Grants::new(claims.groups.clone().unwrap_or_else(own)),
-        })
-    }
-
-    /// The current answer.
-    pub async fn bootstrap(&self, _: &Caller, _: &BootstrapQuery) -> Result<Answer, ServeError> {
-        Err(DumpError::Stopping.into())
-    }
-
-    /// The same from a given snapshot, if it is still kept.
-    pub async fn stored(&self, _: &Caller, _: &BootstrapQuery, _: SnapshotId) -> Result<Option<Answer>, ServeError> {
-        Ok(None)
-    }
-
-    /// How rows look now.
-    pub async fn schema(&self) -> Result<Arc<Schema>, ServeError> {
-        Ok(self.schema.clone())
-    }
-
-    /// How the parts are doing.
-    pub async fn readiness(&self) -> Vec<PartHealth> {
-        Vec::new()
     }
 }

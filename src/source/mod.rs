@@ -3,7 +3,9 @@
 //! [`Source`] is the contract; `postgres` is what serves, `memory` what tests and simulations use. All SQL lives below
 //! this room.
 
+pub mod memory;
 pub mod postgres;
+pub mod sql;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use crate::model::{GroupSet, Org, Schema, SyncGroup, SyncId, User, Watermark};
+use crate::model::{Epoch, GroupSet, Org, Schema, SyncGroup, SyncId, User, Watermark};
 
 /// Reads the application's rows and its change log. Never writes business data.
 ///
@@ -31,6 +33,12 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// [`SourceError::Held`] when a writer stayed open past the limit.
     async fn watermark(&self) -> Result<Watermark, SourceError>;
+
+    /// Which history the database is in now. Never waits for writers.
+    ///
+    /// # Errors
+    /// What keeps the database from answering.
+    async fn epoch(&self) -> Result<Epoch, SourceError>;
 
     /// Opens one consistent read of an org, tagged with a watermark taken before the read began. Rows of explicit
     /// models are not in it. Nothing is read until the batches are polled; dropping them ends the transaction.

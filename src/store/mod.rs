@@ -15,6 +15,10 @@
 //!
 //! Times are the store's own, never a caller's clock.
 
+mod cache;
+mod memory;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +27,9 @@ use bytes::Bytes;
 
 use crate::model::{Epoch, Generation, Org, SchemaHash, SnapshotId, SyncId};
 use crate::snapshot::PackId;
+
+pub use cache::PackCache;
+pub use memory::MemoryStore;
 
 /// One place for a current snapshot. Two versions of a rolling deploy have one each.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +75,29 @@ pub struct Facts {
     pub len: u64,
     /// The packs its manifest names, those taken over from earlier snapshots included.
     pub packs: Vec<PackId>,
+}
+
+impl Facts {
+    /// The packs that were made for this snapshot.
+    fn own_packs(&self) -> impl Iterator<Item = PackId> + '_ {
+        self.packs.iter().copied().filter(|pack| pack.snapshot == self.id)
+    }
+
+    /// Only the snapshot that is being replaced is certain to be kept until the moment of publishing, so packs can be
+    /// taken over from it and from no other.
+    fn check_reuse(&self, replaced: Option<&Facts>) -> Result<(), StoreError> {
+        let kept: HashSet<PackId> = replaced.into_iter().flat_map(|facts| facts.packs.iter().copied()).collect();
+        match self.packs.iter().find(|pack| pack.snapshot != self.id && !kept.contains(pack)) {
+            Some(pack) => Err(StoreError::Missing(format!("pack {pack} of the replaced snapshot"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The packs that nobody needs once `next` is current.
+    fn dropped_by(&self, next: Option<&Facts>) -> Vec<PackId> {
+        let kept: HashSet<PackId> = next.into_iter().flat_map(|facts| facts.packs.iter().copied()).collect();
+        self.packs.iter().copied().filter(|pack| !kept.contains(pack)).collect()
+    }
 }
 
 /// A right to dump an org, until it ends.
@@ -132,11 +162,13 @@ pub trait SnapshotStore: Send + Sync + 'static {
 
     /// Makes a snapshot the current one of its slot, in one atomic step, and only if the slot is still at generation
     /// `over`; it is then at `over.next()`. All packs of `facts` are kept from then on; those of the replaced
-    /// snapshot that `facts` does not name expire after the grace period. On any error the slot is unchanged or, when
-    /// the answer was lost, moved as asked; readers never see a half.
+    /// snapshot that `facts` does not name expire after the grace period. Packs are those put for this very snapshot,
+    /// or taken over from the one it replaces, and from no other. On any error the slot is unchanged or, when the
+    /// answer was lost, moved as asked; readers never see a half. Asking again after a lost answer succeeds if the
+    /// snapshot is the current one.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when another publisher was faster.
+    /// [`StoreError::Conflict`] when another publisher was faster, [`StoreError::Missing`] when a pack is not there.
     async fn publish(&self, slot: &Slot, over: Generation, facts: &Facts, manifest: Bytes) -> Result<(), StoreError>;
 
     /// Takes away the snapshots of an org, in all schemas: each slot moves to a next generation that holds nothing, so
@@ -147,13 +179,14 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn delete(&self, org: &Org) -> Result<u64, StoreError>;
 
-    /// Takes the lease of an org for `ttl`, or says `None` while another holds it.
+    /// Takes the lease of an org for `ttl`, or says `None` while somebody holds it, the asker included.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError>;
 
-    /// Holds a lease for another `ttl` from now; `false` when it was lost.
+    /// Holds a lease for another `ttl` from now; `false` when it was lost, that is released, or taken by another after
+    /// it ended.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
@@ -202,4 +235,10 @@ pub enum StoreError {
         /// What is wrong with it.
         fault: String,
     },
+}
+
+impl StoreError {
+    fn unavailable(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Unavailable(cause.into().into())
+    }
 }

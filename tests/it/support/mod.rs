@@ -1,6 +1,8 @@
 //! What the tests share: databases of their own on the server that `make test` started.
 
 pub mod postgres;
+pub mod reader;
+pub mod world;
 
 /// A variable that `make test` sets. A missing server is a failure, never a skip.
 pub fn required(name: &str) -> String {

@@ -1,0 +1,31 @@
+"""Makes the mongod on a port of this machine a replica set of one node, and waits until it takes writes.
+
+A set that was made on another port is told its new one.
+"""
+
+import sys
+import time
+
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure
+
+NOT_YET_INITIALIZED = 94
+
+host = f"127.0.0.1:{sys.argv[1]}"
+client = MongoClient(host, directConnection=True, serverSelectionTimeoutMS=30_000)
+try:
+    config = client.admin.command("replSetGetConfig")["config"]
+    if config["members"][0]["host"] != host:
+        config["members"][0]["host"] = host
+        config["version"] += 1
+        client.admin.command("replSetReconfig", config, force=True)
+except OperationFailure as error:
+    if error.code != NOT_YET_INITIALIZED:
+        raise
+    client.admin.command("replSetInitiate", {"_id": "rs0", "members": [{"_id": 0, "host": host}]})
+
+deadline = time.monotonic() + 60
+while not client.admin.command("hello")["isWritablePrimary"]:
+    if time.monotonic() > deadline:
+        sys.exit("no primary within 60 s")
+    time.sleep(0.05)

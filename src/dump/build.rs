@@ -1,0 +1,248 @@
+//! Making one snapshot: scan to spool, spool to packs, packs to a published manifest.
+//!
+//! [`Builder::scan`] and [`Builder::store`] run side by side. The first owns the database's snapshot and ends as soon
+//! as the last frame is in the spool; the second follows like any reader, so a slow or dead store costs the scan
+//! nothing.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_stream::try_stream;
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use tokio::time::Instant;
+
+use crate::dump::DumpError;
+use crate::dump::frames::{FullFrame, OpenFrames};
+use crate::dump::live::{LiveDump, LiveFrame, Opened};
+use crate::dump::packs::PackPlan;
+use crate::dump::settings::DumpSettings;
+use crate::model::{Generation, GroupSet};
+use crate::snapshot::pack::TARGET_LEN;
+use crate::snapshot::{Compressor, FrameEntry, Manifest, ManifestError, PackBuilder, PackEntry, PackId};
+use crate::source::{RowBatch, SetId, Source, SourceError};
+use crate::store::{Facts, SnapshotStore, StoreError};
+use crate::task;
+
+/// What every dump of a process shares.
+pub struct Builder {
+    source: Arc<dyn Source>,
+    store: Arc<dyn SnapshotStore>,
+    settings: DumpSettings,
+    /// Compressors that are not in use; at most one for each frame that was ever compressed at the same time.
+    compressors: Mutex<Vec<Compressor>>,
+}
+
+impl Builder {
+    /// Nothing is opened yet.
+    pub fn new(source: Arc<dyn Source>, store: Arc<dyn SnapshotStore>, settings: DumpSettings) -> Self {
+        Self { source, store, settings, compressors: Mutex::default() }
+    }
+
+    /// Reads the org into the dump's spool, announcing each frame. Memory: the open frames
+    /// ([`DumpSettings::open_bytes`]) and [`DumpSettings::compressors`] frames being compressed. Dropping the future
+    /// ends the transaction.
+    ///
+    /// # Errors
+    /// What went wrong; the caller ends the dump with it.
+    pub async fn scan(self: &Arc<Self>, live: &Arc<LiveDump>) -> Result<(), DumpError> {
+        let scan = self.source.scan(&live.slot().org).await?;
+        if scan.schema.hash != live.slot().schema {
+            return Err(DumpError::SchemaChanged);
+        }
+        live.open(Opened {
+            watermark: scan.watermark,
+            schema: scan.schema,
+            sets: scan.sets,
+            estimated_rows: scan.estimated_rows,
+            at: Instant::now(),
+        });
+        let frames = full_frames(scan.batches, OpenFrames::new(self.settings.open_bytes));
+        let written = frames
+            .map(|frame| {
+                let (builder, live) = (self.clone(), live.clone());
+                async move {
+                    let frame = frame?;
+                    task::blocking(move || builder.write(&live, &frame)).await
+                }
+            })
+            .buffer_unordered(self.settings.compressors());
+        let mut written = pin!(written);
+        while let Some(frame) = written.try_next().await? {
+            live.announce(frame);
+        }
+        Ok(())
+    }
+
+    /// Compresses a frame into the spool. Blocks.
+    fn write(&self, live: &LiveDump, frame: &FullFrame) -> Result<LiveFrame, DumpError> {
+        let compress = |error| DumpError::Frame(Arc::new(error));
+        let idle = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut compressor = match idle {
+            Some(compressor) => compressor,
+            None => Compressor::new(self.settings.compression_level).map_err(compress)?,
+        };
+        let bytes = compressor.compress(&frame.lines).map_err(compress)?;
+        self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
+        let offset = live.spool().append(&bytes)?;
+        let length = |len: usize| u32::try_from(len).map_err(|_| too_long());
+        Ok(LiveFrame {
+            model: frame.model,
+            set: frame.set,
+            offset,
+            len: length(bytes.len())?,
+            raw_len: length(frame.lines.len())?,
+            rows: frame.rows,
+        })
+    }
+
+    /// Follows the dump, puts its packs and publishes it over generation `over`. Memory: one pack. Dropping the future
+    /// leaves packs that nobody names; the store sweeps them.
+    ///
+    /// # Errors
+    /// The dump's own failure, or the store's.
+    pub async fn store(&self, live: &Arc<LiveDump>, over: Generation) -> Result<Facts, StoreFailure> {
+        let opened = live.wait_opened().await?;
+        let mut plan = PackPlan::new(TARGET_LEN);
+        let mut stored = StoredPacks::default();
+        let mut next = 0;
+        loop {
+            let frames = live.frames_from(next).await?;
+            if frames.is_empty() {
+                break;
+            }
+            next += frames.len();
+            for frame in frames {
+                if let Some(pack) = plan.push(frame) {
+                    self.put(live, &opened, pack, &mut stored).await?;
+                }
+            }
+        }
+        for pack in plan.finish(|set| opened.sets.get(set)) {
+            self.put(live, &opened, pack, &mut stored).await?;
+        }
+        let manifest = stored.manifest(live, &opened, over.next());
+        let facts = Facts {
+            id: manifest.id,
+            epoch: manifest.epoch.clone(),
+            sync_id: manifest.sync_id,
+            rows: manifest.rows(),
+            raw_len: manifest.raw_len(),
+            len: manifest.len(),
+            packs: manifest.packs.iter().map(|pack| pack.id).collect(),
+        };
+        let bytes = task::blocking(move || manifest.encode()).await?;
+        self.store.publish(live.slot(), over, &facts, bytes.into()).await?;
+        Ok(facts)
+    }
+
+    async fn put(
+        &self,
+        live: &Arc<LiveDump>,
+        opened: &Opened,
+        frames: Vec<LiveFrame>,
+        stored: &mut StoredPacks,
+    ) -> Result<(), StoreFailure> {
+        let number = u32::try_from(stored.packs.len()).expect("a snapshot has fewer than 2^32 packs");
+        let id = PackId { snapshot: live.id(), number };
+        let bytes = live.clone().read(frames.clone()).await?;
+        let sets = opened.sets.clone();
+        let entries = frames.clone();
+        let pack = task::blocking(move || {
+            let mut builder = PackBuilder::default();
+            let mut at = 0;
+            for frame in &entries {
+                let end = at + frame.len as usize;
+                builder.push(frame.model, &sets.get(frame.set), &bytes[at..end], frame.raw_len, frame.rows);
+                at = end;
+            }
+            builder.finish()
+        })
+        .await;
+        let len = u32::try_from(pack.len()).map_err(|_| too_long())?;
+        self.store.put_pack(&live.slot().org, id, pack).await?;
+        stored.add(PackEntry { id, len }, &frames, |set| opened.sets.get(set));
+        Ok(())
+    }
+}
+
+/// A row or a pack beyond 4 GiB: PostgreSQL's own limit for a value is 1 GiB, so this takes several in one row.
+fn too_long() -> DumpError {
+    let cause = std::io::Error::other("a frame or pack would exceed 4 GiB");
+    DumpError::Spool(Arc::new(cause))
+}
+
+/// Turns batches into full frames; the open ones come at the end.
+fn full_frames(
+    mut batches: BoxStream<'static, Result<RowBatch, SourceError>>,
+    mut open: OpenFrames,
+) -> impl Stream<Item = Result<FullFrame, DumpError>> + Send {
+    try_stream! {
+        while let Some(batch) = batches.next().await {
+            for frame in open.push(&batch?) {
+                yield frame;
+            }
+        }
+        for frame in open.finish() {
+            yield frame;
+        }
+    }
+}
+
+/// What the manifest will say.
+#[derive(Default)]
+struct StoredPacks {
+    packs: Vec<PackEntry>,
+    sets: Vec<GroupSet>,
+    set_index: HashMap<SetId, u32>,
+    frames: Vec<FrameEntry>,
+}
+
+impl StoredPacks {
+    fn add(&mut self, pack: PackEntry, frames: &[LiveFrame], set: impl Fn(SetId) -> GroupSet) {
+        let pack_index = self.packs.len() as u32;
+        self.packs.push(pack);
+        let mut offset = 0;
+        for frame in frames {
+            let sets = &mut self.sets;
+            let set = *self.set_index.entry(frame.set).or_insert_with(|| {
+                sets.push(set(frame.set));
+                sets.len() as u32 - 1
+            });
+            let LiveFrame { model, len, raw_len, rows, .. } = *frame;
+            self.frames.push(FrameEntry { model, set, pack: pack_index, offset, len, raw_len, rows });
+            offset += len;
+        }
+    }
+
+    fn manifest(self, live: &LiveDump, opened: &Opened, generation: Generation) -> Manifest {
+        let models = opened.schema.models.len();
+        Manifest {
+            id: live.id(),
+            org: live.slot().org.clone(),
+            generation,
+            epoch: opened.watermark.epoch.clone(),
+            sync_id: opened.watermark.sync_id,
+            schema_hash: opened.schema.hash.clone(),
+            models: u32::try_from(models).expect("a catalog has fewer than 2^32 models"),
+            packs: self.packs,
+            sets: self.sets,
+            frames: self.frames,
+        }
+    }
+}
+
+/// Why a dump was not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreFailure {
+    /// The dump itself failed; its readers know.
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    /// The store did; readers are not affected.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The manifest could not be made.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+}

@@ -1,0 +1,318 @@
+//! A dump in progress, as its readers see it.
+//!
+//! One task writes frames to the spool and announces them; any number of readers follow, each at its own pace, from
+//! the first frame on. A reader holds a position and a piece, nothing else: a slow one costs memory for its piece
+//! only, and never holds a PostgreSQL snapshot open, because the scan does not wait for it. When the dump fails every
+//! reader gets the error; when it ends, each ends after its last frame. The spool lives until the last reader lets go.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use async_stream::try_stream;
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::dump::DumpError;
+use crate::dump::spool::Spool;
+use crate::model::{Grants, GroupSet, Schema, SnapshotId, Watermark};
+use crate::source::{GroupSets, SetId};
+use crate::store::Slot;
+use crate::task;
+
+/// How many bytes of frames a reader takes at once. A single longer frame is one piece.
+const PIECE_LEN: u64 = 256 << 10;
+
+/// One dump. Shared by the task that makes it and everyone who reads from it.
+pub struct LiveDump {
+    id: SnapshotId,
+    slot: Slot,
+    spool: Spool,
+    opened: OnceLock<Opened>,
+    progress: watch::Sender<Progress>,
+    /// Whether anyone but the background job asked for it. Changed under the queue's lock.
+    wanted: AtomicBool,
+}
+
+/// What is known once the scan is open.
+#[derive(Clone)]
+pub struct Opened {
+    /// True of everything the dump will hold.
+    pub watermark: Watermark,
+    /// How its rows look.
+    pub schema: Arc<Schema>,
+    /// The group sets its frames refer to.
+    pub sets: Arc<GroupSets>,
+    /// About how many rows will come.
+    pub estimated_rows: u64,
+    /// When the read began.
+    pub at: Instant,
+}
+
+/// A frame in the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveFrame {
+    /// Index of the model in the schema.
+    pub model: u32,
+    /// The groups its rows carry.
+    pub set: SetId,
+    /// Where it begins in the spool.
+    pub offset: u64,
+    /// Bytes of it.
+    pub len: u32,
+    /// Bytes of its lines.
+    pub raw_len: u32,
+    /// How many lines.
+    pub rows: u32,
+}
+
+/// How far a dump is. Memory: 32 bytes a frame.
+#[derive(Default)]
+struct Progress {
+    begun: bool,
+    frames: Vec<LiveFrame>,
+    rows: u64,
+    end: Option<Result<(), DumpError>>,
+    settled: Option<Settled>,
+}
+
+/// What became of a dump after its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It is published.
+    Published,
+    /// It is not: it failed, another one was faster, or the store did not take it.
+    Unpublished,
+}
+
+/// What a reader gets. The last item is `End` or an error; a stream that stops without either is broken.
+#[derive(Debug)]
+pub enum Part {
+    /// One or more whole frames.
+    Frames(Bytes),
+    /// All rows were given: how many of each model, by index.
+    End(Vec<u64>),
+}
+
+impl LiveDump {
+    /// One that waits for its turn.
+    pub fn new(slot: Slot, spool: Spool) -> Self {
+        let progress = watch::Sender::new(Progress::default());
+        Self {
+            id: SnapshotId::random(),
+            slot,
+            spool,
+            opened: OnceLock::new(),
+            progress,
+            wanted: AtomicBool::new(false),
+        }
+    }
+
+    /// The id of the snapshot it will be.
+    pub fn id(&self) -> SnapshotId {
+        self.id
+    }
+
+    /// Whose snapshot, in which schema.
+    pub fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    /// Where its frames are.
+    pub fn spool(&self) -> &Spool {
+        &self.spool
+    }
+
+    /// What is known of it, if its scan is open already.
+    pub fn opened(&self) -> Option<&Opened> {
+        self.opened.get()
+    }
+
+    /// Whether its watermark may have been taken already; until then it is true of whatever was asked before.
+    pub fn has_begun(&self) -> bool {
+        self.progress.borrow().begun
+    }
+
+    /// Rows in announced frames.
+    pub fn rows(&self) -> u64 {
+        self.progress.borrow().rows
+    }
+
+    /// How it ended, if it did.
+    pub fn end(&self) -> Option<Result<(), DumpError>> {
+        self.progress.borrow().end.clone()
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn want(&self) {
+        self.wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Its turn has come.
+    pub(super) fn begin(&self) {
+        self.progress.send_modify(|progress| progress.begun = true);
+    }
+
+    /// Its scan is open. Called once.
+    pub(super) fn open(&self, opened: Opened) {
+        let first = self.opened.set(opened).is_ok();
+        debug_assert!(first, "a dump opens one scan");
+        self.progress.send_modify(|_| ());
+    }
+
+    /// A frame is in the spool.
+    pub(super) fn announce(&self, frame: LiveFrame) {
+        self.progress.send_modify(|progress| {
+            progress.rows += u64::from(frame.rows);
+            progress.frames.push(frame);
+        });
+    }
+
+    /// It is complete, or failed. Only the first end counts.
+    pub(super) fn finish(&self, end: Result<(), DumpError>) {
+        self.progress.send_modify(|progress| {
+            progress.end.get_or_insert(end);
+        });
+    }
+
+    /// Waits until the scan is open.
+    ///
+    /// # Errors
+    /// The dump's, when it fails before.
+    pub async fn wait_opened(&self) -> Result<Opened, DumpError> {
+        let mut progress = self.progress.subscribe();
+        loop {
+            if let Some(opened) = self.opened.get() {
+                return Ok(opened.clone());
+            }
+            if let Some(Err(error)) = &progress.borrow_and_update().end {
+                return Err(error.clone());
+            }
+            progress.changed().await.map_err(|_| DumpError::Broken)?;
+        }
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// The dump's.
+    pub async fn wait_end(&self) -> Result<(), DumpError> {
+        let mut progress = self.progress.subscribe();
+        let ended = progress.wait_for(|progress| progress.end.is_some()).await.map_err(|_| DumpError::Broken)?;
+        ended.end.clone().unwrap_or(Err(DumpError::Broken))
+    }
+
+    /// It has left the queue.
+    pub(super) fn settle(&self, settled: Settled) {
+        self.progress.send_modify(|progress| progress.settled = Some(settled));
+    }
+
+    /// Waits until it has ended and is published, or will not be.
+    pub async fn wait_settled(&self) -> Settled {
+        let mut progress = self.progress.subscribe();
+        let settled = progress.wait_for(|progress| progress.settled.is_some()).await;
+        settled.ok().and_then(|progress| progress.settled).unwrap_or(Settled::Unpublished)
+    }
+
+    /// The frames announced from position `from` on, waiting for at least one; none when the dump has ended there.
+    pub(super) async fn frames_from(&self, from: usize) -> Result<Vec<LiveFrame>, DumpError> {
+        let mut progress = self.progress.subscribe();
+        loop {
+            {
+                let progress = progress.borrow_and_update();
+                if progress.frames.len() > from {
+                    return Ok(progress.frames[from..].to_vec());
+                }
+                if let Some(end) = &progress.end {
+                    return end.clone().map(|()| Vec::new());
+                }
+            }
+            progress.changed().await.map_err(|_| DumpError::Broken)?;
+        }
+    }
+
+    /// The rows of the wanted models that meet the grants, from the first frame on. Holds one piece at a time.
+    /// Dropping the stream leaves the dump as it is.
+    pub fn follow(
+        self: Arc<Self>,
+        grants: Grants,
+        wanted: Vec<bool>,
+    ) -> impl Stream<Item = Result<Part, DumpError>> + Send + 'static {
+        try_stream! {
+            let opened = self.wait_opened().await?;
+            let mut seen = Sight { grants, sets: opened.sets, known: Vec::new() };
+            let mut rows = vec![0; wanted.len()];
+            let mut next = 0;
+            loop {
+                let frames = self.frames_from(next).await?;
+                if frames.is_empty() {
+                    break;
+                }
+                next += frames.len();
+                let selected: Vec<LiveFrame> = (frames.into_iter())
+                    .filter(|frame| wanted[frame.model as usize] && seen.sees(frame.set))
+                    .collect();
+                for piece in pieces(&selected) {
+                    for frame in piece {
+                        rows[frame.model as usize] += u64::from(frame.rows);
+                    }
+                    yield Part::Frames(self.clone().read(piece.to_vec()).await?);
+                }
+            }
+            yield Part::End(rows);
+        }
+    }
+
+    /// The bytes of some frames, one after the other.
+    pub(super) async fn read(self: Arc<Self>, frames: Vec<LiveFrame>) -> Result<Bytes, DumpError> {
+        task::blocking(move || {
+            let len: usize = frames.iter().map(|frame| frame.len as usize).sum();
+            let mut bytes = Vec::with_capacity(len);
+            for frame in &frames {
+                self.spool.read_into(&mut bytes, frame.offset, frame.len as usize)?;
+            }
+            Ok(bytes.into())
+        })
+        .await
+    }
+}
+
+/// Cuts frames into runs of at most [`PIECE_LEN`] bytes, or one frame.
+fn pieces(mut frames: &[LiveFrame]) -> impl Iterator<Item = &[LiveFrame]> {
+    std::iter::from_fn(move || {
+        let mut len = 0;
+        let fitting = frames.iter().take_while(|frame| {
+            len += u64::from(frame.len);
+            len <= PIECE_LEN
+        });
+        let count = fitting.count().max(1).min(frames.len());
+        let (piece, rest) = frames.split_at(count);
+        frames = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// Which group sets a reader sees, found out once each.
+struct Sight {
+    grants: Grants,
+    sets: Arc<GroupSets>,
+    known: Vec<Option<bool>>,
+}
+
+impl Sight {
+    fn sees(&mut self, set: SetId) -> bool {
+        let index = set.0 as usize;
+        if self.known.len() <= index {
+            self.known.resize(index + 1, None);
+        }
+        let (grants, sets) = (&self.grants, &self.sets);
+        *self.known[index].get_or_insert_with(|| {
+            let groups: GroupSet = sets.get(set);
+            grants.sees(&groups)
+        })
+    }
+}

@@ -1,0 +1,381 @@
+//! Which dumps run, which wait, and who joins which.
+//!
+//! Per slot one dump runs and at most one waits; everyone else joins one of the two. Over all slots a fixed number
+//! runs at a time and a bounded number waits for a place; past that a request is refused at once.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::chain::Chain;
+use crate::dump::DumpError;
+use crate::dump::build::{Builder, StoreFailure};
+use crate::dump::live::{LiveDump, Settled};
+use crate::dump::settings::DumpSettings;
+use crate::dump::spool::{Spool, SpoolBudget};
+use crate::model::{SnapshotId, SyncId};
+use crate::source::Source;
+use crate::store::{Lease, Slot, SnapshotStore, StoreError};
+use crate::task::Tasks;
+
+/// What a reader needs of the dump it joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Any that is in the queue. Asked for by the background job: not made while another instance makes one.
+    Background,
+    /// Any that is in the queue.
+    Any,
+    /// One that is true at this sync id.
+    AtLeast(SyncId),
+    /// One whose read begins after now.
+    New,
+}
+
+/// What a wish came to.
+pub enum Joined {
+    /// Read from this one.
+    Live(Arc<LiveDump>),
+    /// A snapshot was published since the caller looked: look again.
+    Published,
+}
+
+/// The dumps of this process. Clones share them.
+#[derive(Clone)]
+pub struct Dumps {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<dyn SnapshotStore>,
+    builder: Arc<Builder>,
+    tasks: Tasks,
+    settings: DumpSettings,
+    budget: Arc<SpoolBudget>,
+    places: Semaphore,
+    /// Names this process in leases.
+    owner: SnapshotId,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    queues: HashMap<Slot, Queue>,
+    /// Dumps that have no place yet.
+    waiting: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// The dump that has a place or waits for one, with a task that drives it.
+    current: Option<Arc<LiveDump>>,
+    /// The one after it.
+    next: Option<Arc<LiveDump>>,
+    /// The last complete dump that could not be stored.
+    unstored: Option<Arc<LiveDump>>,
+    /// When a snapshot was last published from here. Kept when nothing else is: some 100 bytes an org.
+    published: Option<Instant>,
+}
+
+impl Dumps {
+    /// None yet.
+    pub fn new(source: Arc<dyn Source>, store: Arc<dyn SnapshotStore>, tasks: Tasks, settings: DumpSettings) -> Self {
+        let shared = Shared {
+            builder: Arc::new(Builder::new(source, store.clone(), settings.clone())),
+            store,
+            tasks,
+            budget: Arc::new(SpoolBudget::new(settings.spool_max_bytes)),
+            places: Semaphore::new(settings.concurrent),
+            owner: SnapshotId::random(),
+            slots: Mutex::default(),
+            settings,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The settings they are made with.
+    pub fn settings(&self) -> &DumpSettings {
+        &self.shared.settings
+    }
+
+    /// The dump of a slot that grants a wish: the one in progress, the one that waits behind it, or a new one. It goes
+    /// on whoever of its readers leaves. `looked` is when the caller began to look for a snapshot and found none that
+    /// would do: one published since is not made again. `why` goes to the log.
+    ///
+    /// # Errors
+    /// [`DumpError::Overloaded`], [`DumpError::Stopping`], [`DumpError::Spool`].
+    pub fn join(&self, slot: &Slot, wish: Wish, looked: Instant, why: &dyn fmt::Display) -> Result<Joined, DumpError> {
+        let mut slots = self.shared.lock();
+        let joined = self.find_or_start(&mut slots, slot, wish, looked, why)?;
+        if let Joined::Live(live) = &joined
+            && wish != Wish::Background
+        {
+            live.want();
+        }
+        Ok(joined)
+    }
+
+    fn find_or_start(
+        &self,
+        slots: &mut Slots,
+        slot: &Slot,
+        wish: Wish,
+        looked: Instant,
+        why: &dyn fmt::Display,
+    ) -> Result<Joined, DumpError> {
+        let shared = &self.shared;
+        if shared.tasks.token().is_cancelled() {
+            return Err(DumpError::Stopping);
+        }
+        let room = slots.waiting < shared.settings.waiting;
+        let queue = slots.queues.entry(slot.clone()).or_default();
+        if let Some(current) = queue.current.as_ref().filter(|current| grants(current, wish)) {
+            return Ok(Joined::Live(current.clone()));
+        }
+        if let Some(next) = &queue.next {
+            return Ok(Joined::Live(next.clone()));
+        }
+        if wish != Wish::New && queue.published.is_some_and(|published| published >= looked) {
+            return Ok(Joined::Published);
+        }
+        if !room {
+            slots.forget_if_idle(slot);
+            return Err(DumpError::Overloaded);
+        }
+        let spool = Spool::create(&shared.settings.spool_dir(), shared.budget.clone());
+        let spool = match spool {
+            Ok(spool) => spool,
+            Err(error) => {
+                slots.forget_if_idle(slot);
+                return Err(DumpError::Spool(Arc::new(error)));
+            }
+        };
+        let live = Arc::new(LiveDump::new(slot.clone(), spool));
+        tracing::info!(org = %slot.org, snapshot = %live.id(), reason = %why, "a dump is asked for");
+        if queue.current.is_some() {
+            queue.next = Some(live.clone());
+        } else {
+            queue.current = Some(live.clone());
+            self.drive(live.clone());
+        }
+        slots.waiting += 1;
+        Ok(Joined::Live(live))
+    }
+
+    /// The last complete dump of a slot that could not be stored, and how long ago its read began.
+    pub fn unstored(&self, slot: &Slot) -> Option<(Arc<LiveDump>, Duration)> {
+        let live = self.shared.lock().queues.get(slot)?.unstored.clone()?;
+        let age = live.opened()?.at.elapsed();
+        Some((live, age))
+    }
+
+    /// Lets go of an unstored dump that is no longer of use.
+    pub fn forget_unstored(&self, slot: &Slot) {
+        let mut slots = self.shared.lock();
+        if let Some(queue) = slots.queues.get_mut(slot) {
+            queue.unstored = None;
+        }
+        slots.forget_if_idle(slot);
+    }
+
+    /// Slots with an unstored dump.
+    pub fn unstored_slots(&self) -> Vec<Slot> {
+        let slots = self.shared.lock();
+        slots.queues.iter().filter(|(_, queue)| queue.unstored.is_some()).map(|(slot, _)| slot.clone()).collect()
+    }
+
+    /// The dumps that run or wait now.
+    pub fn in_progress(&self) -> Vec<Arc<LiveDump>> {
+        let slots = self.shared.lock();
+        slots.queues.values().flat_map(|queue| [&queue.current, &queue.next]).flatten().cloned().collect()
+    }
+
+    /// Bytes all spool files take now.
+    pub fn spool_bytes(&self) -> u64 {
+        self.shared.budget.used()
+    }
+
+    fn drive(&self, live: Arc<LiveDump>) {
+        let dumps = self.clone();
+        self.shared.tasks.spawn("dump", async move {
+            let mut driving =
+                Driving { dumps: dumps.clone(), live: live.clone(), waiting: true, stored: false, superseded: false };
+            let stopping = dumps.shared.tasks.token();
+            tokio::select! {
+                () = stopping.cancelled() => live.finish(Err(DumpError::Stopping)),
+                () = dumps.run(&mut driving) => {}
+            }
+        });
+    }
+
+    async fn run(&self, driving: &mut Driving) {
+        let shared = &self.shared;
+        let live = driving.live.clone();
+        let Ok(_place) = shared.places.acquire().await else { return };
+        driving.got_place();
+        live.begin();
+        let org = &live.slot().org;
+        let lease = match shared.store.acquire(org, shared.owner, shared.settings.lease()).await {
+            Ok(None) if self.abandon(&live) => return,
+            // Readers wait for this dump: it is made whoever else dumps the org, and the generation decides which of
+            // them is published. The same when the store is down.
+            other => other.unwrap_or_default(),
+        };
+        let began = Instant::now();
+        tokio::select! {
+            () = self.make(driving) => {}
+            () = self.keep_lease(lease.as_ref()) => {}
+        }
+        if let Some(lease) = lease
+            && let Err(error) = shared.store.release(&lease).await
+        {
+            tracing::warn!(%org, error = %Chain(&error), "a lease could not be given back");
+        }
+        tracing::info!(%org, snapshot = %live.id(), rows = live.rows(), bytes = live.spool().len(),
+            ms = began.elapsed().as_millis() as u64, stored = driving.stored, "a dump has ended");
+    }
+
+    /// Ends a dump that only the background job asked for; `false` if anyone else did meanwhile.
+    fn abandon(&self, live: &Arc<LiveDump>) -> bool {
+        let mut slots = self.shared.lock();
+        if live.is_wanted() {
+            return false;
+        }
+        live.finish(Err(DumpError::Elsewhere));
+        self.leave(&mut slots, live);
+        true
+    }
+
+    /// Takes a dump off the front of its queue, if it is still there, and lets the next one begin.
+    fn leave(&self, slots: &mut Slots, live: &Arc<LiveDump>) {
+        let Some(queue) = slots.queues.get_mut(live.slot()) else { return };
+        if queue.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, live)) {
+            queue.current = queue.next.take();
+            if let Some(next) = queue.current.clone() {
+                self.drive(next);
+            }
+        }
+    }
+
+    /// Scans and stores, side by side.
+    async fn make(&self, driving: &mut Driving) {
+        let shared = &self.shared;
+        let live = driving.live.clone();
+        let org = &live.slot().org;
+        // Taken before the read begins: a snapshot replaces only what it is newer than.
+        let head = shared.store.head(live.slot()).await;
+        let scan = async {
+            let end = shared.builder.scan(&live).await;
+            if let Err(error) = &end {
+                tracing::error!(%org, error = %Chain(error), "a dump failed");
+            }
+            live.finish(end);
+        };
+        let store = async { Ok(shared.builder.store(&live, head?.generation).await?) };
+        let ((), stored) = tokio::join!(scan, store);
+        match stored {
+            Ok(facts) => {
+                driving.stored = true;
+                tracing::info!(%org, snapshot = %facts.id, sync_id = %facts.sync_id, rows = facts.rows, raw_bytes = facts.raw_len,
+                    bytes = facts.len, packs = facts.packs.len(), "a snapshot is published");
+            }
+            Err(StoreFailure::Dump(_)) => {}
+            Err(StoreFailure::Store(StoreError::Conflict)) => {
+                driving.superseded = true;
+                tracing::info!(%org, snapshot = %live.id(), "another snapshot was published meanwhile");
+            }
+            Err(error) => {
+                tracing::error!(%org, error = %Chain(&error), "a dump could not be stored; its spool is served until it is stale");
+            }
+        }
+    }
+
+    /// Renews the lease for as long as it is polled; never returns.
+    async fn keep_lease(&self, lease: Option<&Lease>) {
+        let Some(lease) = lease else { return std::future::pending().await };
+        let ttl = self.shared.settings.lease();
+        loop {
+            tokio::time::sleep(ttl / 3).await;
+            match self.shared.store.renew(lease, ttl).await {
+                Ok(true) => {}
+                // The dump goes on: its readers need it, and the generation keeps it from replacing a newer one.
+                Ok(false) => {
+                    tracing::warn!(org = %lease.org, "a lease was lost");
+                    return std::future::pending().await;
+                }
+                Err(error) => {
+                    tracing::warn!(org = %lease.org, error = %Chain(&error), "a lease could not be renewed");
+                }
+            }
+        }
+    }
+}
+
+/// Whether a dump that has not left the queue grants a wish. One that has not begun its read grants them all.
+fn grants(live: &LiveDump, wish: Wish) -> bool {
+    if !live.has_begun() {
+        return true;
+    }
+    match wish {
+        Wish::Background | Wish::Any => true,
+        // Until the scan is open the watermark is unknown: the reader waits for it and asks again if it is too low.
+        Wish::AtLeast(sync_id) => live.opened().is_none_or(|opened| opened.watermark.sync_id >= sync_id),
+        Wish::New => false,
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slots {
+    fn forget_if_idle(&mut self, slot: &Slot) {
+        let idle = |queue: &Queue| {
+            queue.current.is_none() && queue.next.is_none() && queue.unstored.is_none() && queue.published.is_none()
+        };
+        if self.queues.get(slot).is_some_and(idle) {
+            self.queues.remove(slot);
+        }
+    }
+}
+
+/// Ends a dump in the queue, however its task ends: by return, by cancellation or by panic.
+struct Driving {
+    dumps: Dumps,
+    live: Arc<LiveDump>,
+    waiting: bool,
+    stored: bool,
+    superseded: bool,
+}
+
+impl Driving {
+    fn got_place(&mut self) {
+        self.waiting = false;
+        self.dumps.shared.lock().waiting -= 1;
+    }
+}
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        self.live.finish(Err(DumpError::Broken));
+        let complete = matches!(self.live.end(), Some(Ok(())));
+        let slot = self.live.slot().clone();
+        {
+            let mut slots = self.dumps.shared.lock();
+            slots.waiting -= usize::from(self.waiting);
+            self.dumps.leave(&mut slots, &self.live);
+            if complete && let Some(queue) = slots.queues.get_mut(&slot) {
+                // A published snapshot makes an older unstored one useless.
+                queue.unstored = (!self.stored && !self.superseded).then(|| self.live.clone());
+                queue.published = if self.stored { Some(Instant::now()) } else { queue.published };
+            }
+            slots.forget_if_idle(&slot);
+        }
+        self.live.settle(if self.stored { Settled::Published } else { Settled::Unpublished });
+    }
+}

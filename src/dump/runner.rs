@@ -1,0 +1,197 @@
+//! The background job: keeps every org's snapshot fresh, so that clients rarely wait for a dump.
+//!
+//! Each round asks which orgs changed since their snapshot, takes those past the soft limit, most pending actions
+//! first, and dumps them a few at a time, under a lease for each org so that one instance works on it. Orgs that are
+//! gone lose their snapshots; the store is swept.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::chain::Chain;
+use crate::dump::policy::{Candidate, Limits, Reason, Verdict, judge};
+use crate::dump::queue::{Dumps, Joined, Wish};
+use crate::model::{Org, SyncId};
+use crate::source::{Source, SourceError};
+use crate::store::{Head, Slot, SnapshotStore, StoreError};
+use crate::task::Tasks;
+
+/// The job.
+pub struct Runner {
+    source: Arc<dyn Source>,
+    store: Arc<dyn SnapshotStore>,
+    dumps: Dumps,
+    limits: Limits,
+    tasks: Tasks,
+}
+
+/// Why a round broke off. The next one tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum RoundError {
+    /// The database did not answer.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The store did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// An org that needs a dump.
+#[derive(Debug, PartialEq, Eq)]
+struct Due {
+    slot: Slot,
+    pending: u64,
+    reason: Reason,
+}
+
+impl Runner {
+    /// The job over a source and a store, through the dumps that requests use too.
+    pub fn new(
+        source: Arc<dyn Source>,
+        store: Arc<dyn SnapshotStore>,
+        dumps: Dumps,
+        limits: Limits,
+        tasks: Tasks,
+    ) -> Self {
+        Self { source, store, dumps, limits, tasks }
+    }
+
+    /// Starts the job as a task that ends with the service.
+    pub fn start(self) {
+        let tasks = self.tasks.clone();
+        tasks.clone().spawn("snapshots", async move {
+            tokio::select! {
+                () = tasks.token().cancelled() => {}
+                () = self.run() => {}
+            }
+        });
+    }
+
+    async fn run(&self) {
+        let settings = self.dumps.settings();
+        let every = |seconds: u64| Duration::from_secs(seconds.max(1));
+        let mut rounds = interval(every(settings.interval_s));
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut looked, mut swept): (Option<Instant>, Option<Instant>) = (None, None);
+        loop {
+            rounds.tick().await;
+            let due = |last: Option<Instant>, seconds| last.is_none_or(|at| at.elapsed() >= every(seconds));
+            let look = due(looked, settings.orgs_interval_s);
+            let sweep = due(swept, settings.sweep_interval_s);
+            match self.round(look, sweep).await {
+                Ok(()) => {
+                    looked = if look { Some(Instant::now()) } else { looked };
+                    swept = if sweep { Some(Instant::now()) } else { swept };
+                }
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "a round of the background job broke off");
+                }
+            }
+        }
+    }
+
+    /// One round: dumps what is due and waits for it. `look`: also find orgs that are new or gone. `sweep`: also sweep
+    /// the store.
+    ///
+    /// # Errors
+    /// When the database or the store did not answer; what was begun is finished all the same.
+    pub async fn round(&self, look: bool, sweep: bool) -> Result<(), RoundError> {
+        self.forget_stale().await?;
+        let looked = Instant::now();
+        let due = self.due(look).await?;
+        stream::iter(due).for_each_concurrent(self.dumps.settings().concurrent, |due| self.refresh(due, looked)).await;
+        if sweep {
+            let packs = self.store.sweep().await?;
+            if packs > 0 {
+                tracing::info!(packs, "packs were swept");
+            }
+        }
+        Ok(())
+    }
+
+    /// What needs a dump, most pending first.
+    async fn due(&self, look: bool) -> Result<Vec<Due>, RoundError> {
+        let schema = self.source.schema().await?;
+        let epoch = self.source.epoch().await?;
+        let all = self.store.heads().await?;
+        // Asked after the heads, so that an org created in between is not taken for gone.
+        let orgs: Option<BTreeSet<Org>> =
+            if look { Some(self.source.orgs().await?.into_iter().collect()) } else { None };
+        if let Some(orgs) = &orgs {
+            self.delete_gone(&all, orgs).await?;
+        }
+        let mut heads: HashMap<Slot, Head> = all.into_iter().filter(|(slot, _)| slot.schema == schema.hash).collect();
+        for org in orgs.iter().flatten() {
+            heads.entry(Slot { org: org.clone(), schema: schema.hash.clone() }).or_default();
+        }
+        let heads: Vec<(Slot, Head)> =
+            heads.into_iter().filter(|(slot, _)| orgs.as_ref().is_none_or(|orgs| orgs.contains(&slot.org))).collect();
+        let since: Vec<(Org, SyncId)> = (heads.iter())
+            .map(|(slot, head)| {
+                let snapshot = head.current.as_ref().filter(|current| current.facts.epoch == epoch);
+                (slot.org.clone(), snapshot.map_or(SyncId::ZERO, |current| current.facts.sync_id))
+            })
+            .collect();
+        let pending = self.source.pending(&since, self.limits.count_cap()).await?;
+        let mut due: Vec<Due> = (heads.into_iter().zip(pending))
+            .filter_map(|((slot, head), pending)| {
+                let candidate = head.current.as_ref().map(|current| Candidate {
+                    epoch: &current.facts.epoch,
+                    sync_id: current.facts.sync_id,
+                    age: current.age,
+                    pending,
+                });
+                match judge(candidate.as_ref(), &epoch, &self.limits) {
+                    Verdict::Fresh => None,
+                    Verdict::Stale(reason) | Verdict::Unusable(reason) => Some(Due { slot, pending, reason }),
+                }
+            })
+            .collect();
+        due.sort_by(|a, b| b.pending.cmp(&a.pending).then_with(|| a.slot.cmp(&b.slot)));
+        Ok(due)
+    }
+
+    async fn refresh(&self, due: Due, looked: Instant) {
+        let Due { slot, pending, reason } = due;
+        match self.dumps.join(&slot, Wish::Background, looked, &reason) {
+            // How it went is in the log already.
+            Ok(Joined::Live(live)) => drop(live.wait_settled().await),
+            Ok(Joined::Published) => {}
+            Err(error) => {
+                tracing::warn!(org = %slot.org, pending, error = %Chain(&error), "a refresh could not begin");
+            }
+        }
+    }
+
+    async fn delete_gone(&self, heads: &[(Slot, Head)], orgs: &BTreeSet<Org>) -> Result<(), RoundError> {
+        let kept: BTreeSet<&Org> = heads.iter().map(|(slot, _)| &slot.org).collect();
+        for org in kept.into_iter().filter(|org| !orgs.contains(org)) {
+            let snapshots = self.store.delete(org).await?;
+            tracing::info!(%org, snapshots, "the org is gone; its snapshots are deleted");
+        }
+        Ok(())
+    }
+
+    /// Lets go of finished spools that nobody should be served from any more.
+    async fn forget_stale(&self) -> Result<(), RoundError> {
+        for slot in self.dumps.unstored_slots() {
+            let Some((live, age)) = self.dumps.unstored(&slot) else { continue };
+            let Some(opened) = live.opened() else { continue };
+            let pending =
+                self.source.pending(&[(slot.org.clone(), opened.watermark.sync_id)], self.limits.count_cap()).await?;
+            let candidate = Candidate {
+                epoch: &opened.watermark.epoch,
+                sync_id: opened.watermark.sync_id,
+                age,
+                pending: pending.first().copied().unwrap_or_default(),
+            };
+            if let Verdict::Unusable(_) = judge(Some(&candidate), &self.source.epoch().await?, &self.limits) {
+                self.dumps.forget_unstored(&slot);
+            }
+        }
+        Ok(())
+    }
+}

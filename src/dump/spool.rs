@@ -1,0 +1,127 @@
+//! The spool: frames of a dump on disk, from the moment they are compressed until the last reader is done.
+//!
+//! A spool file is readable by its owner only and has no name: it is gone when the last handle is, even after
+//! `kill -9`. All spool files of a process share one budget.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::dump::DumpError;
+
+/// What all spool files may take together, in bytes.
+#[derive(Debug)]
+pub struct SpoolBudget {
+    limit: u64,
+    used: AtomicU64,
+}
+
+impl SpoolBudget {
+    /// Nothing is used yet.
+    pub fn new(limit: u64) -> Self {
+        Self { limit, used: AtomicU64::new(0) }
+    }
+
+    /// Bytes in use now.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), DumpError> {
+        let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
+        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(DumpError::SpoolFull { limit: self.limit }),
+        }
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// One file. Written and read by position, from any number of threads at once.
+#[derive(Debug)]
+pub struct Spool {
+    file: File,
+    len: AtomicU64,
+    budget: Arc<SpoolBudget>,
+}
+
+impl Spool {
+    /// Creates an empty one in a folder (mode 0600, unlinked: `tempfile` uses `O_TMPFILE` where it can).
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn create(folder: &Path, budget: Arc<SpoolBudget>) -> io::Result<Self> {
+        Ok(Self { file: tempfile::tempfile_in(folder)?, len: AtomicU64::new(0), budget })
+    }
+
+    /// Appends bytes and says where they begin. Blocks for as long as the file system does.
+    ///
+    /// # Errors
+    /// [`DumpError::SpoolFull`] past the budget, [`DumpError::Spool`] when the file system refuses. What was written
+    /// before stays readable.
+    pub fn append(&self, bytes: &[u8]) -> Result<u64, DumpError> {
+        let len = bytes.len() as u64;
+        self.budget.take(len)?;
+        // Each writer gets a range of its own, so that several can write at once. A range whose write fails stays
+        // in `len`, and so in the budget until the file goes.
+        let offset = self.len.fetch_add(len, Ordering::Relaxed);
+        self.file.write_all_at(bytes, offset).map_err(|error| DumpError::Spool(Arc::new(error)))?;
+        Ok(offset)
+    }
+
+    /// Appends `len` bytes from `offset` to a buffer. Blocks for as long as the file system does.
+    ///
+    /// # Errors
+    /// [`DumpError::Spool`].
+    pub fn read_into(&self, out: &mut Vec<u8>, offset: u64, len: usize) -> Result<(), DumpError> {
+        let start = out.len();
+        out.resize(start + len, 0);
+        self.file.read_exact_at(&mut out[start..], offset).map_err(|error| DumpError::Spool(Arc::new(error)))
+    }
+
+    /// Bytes in it.
+    pub fn len(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing was appended.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        self.budget.give_back(self.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_shared_and_comes_back() {
+        let budget = Arc::new(SpoolBudget::new(10));
+        let folder = tempfile::tempdir().unwrap();
+        let one = Spool::create(folder.path(), budget.clone()).unwrap();
+        let two = Spool::create(folder.path(), budget.clone()).unwrap();
+        assert_eq!(one.append(b"1234").unwrap(), 0);
+        assert_eq!(two.append(b"abc").unwrap(), 0);
+        assert_eq!(one.append(b"567").unwrap(), 4);
+        assert!(matches!(two.append(b"d"), Err(DumpError::SpoolFull { limit: 10 })));
+        let mut out = Vec::new();
+        one.read_into(&mut out, 2, 4).unwrap();
+        assert_eq!(out, b"3456");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the files have no names");
+        drop(one);
+        assert_eq!(budget.used(), 3);
+        assert_eq!(two.append(b"defghij").unwrap(), 3);
+    }
+}

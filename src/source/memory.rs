@@ -1,0 +1,238 @@
+//! A source in memory, for tests and simulations: rows are put and removed by hand, each change draws a sync id.
+//!
+//! It keeps the contract of [`Source`] with the simplest means: one lock over everything, a scan is a copy.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use tokio::sync::Notify;
+
+use crate::model::{Epoch, GroupSet, Org, Schema, SyncGroup, SyncId, User, Watermark};
+use crate::source::{GroupSets, RowBatch, RowRef, Scan, Source, SourceError};
+
+/// How many rows a batch holds; small, so that tests see several.
+const BATCH_ROWS: usize = 16;
+
+/// A database of lines.
+pub struct MemorySource {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes scans that wait before a batch.
+    changed: Notify,
+}
+
+struct State {
+    schema: Arc<Schema>,
+    epoch: Epoch,
+    last: SyncId,
+    /// By org, model and model id: the groups and the line.
+    rows: BTreeMap<(Org, usize, String), (GroupSet, Vec<u8>)>,
+    log: Vec<(SyncId, Org)>,
+    memberships: HashMap<(Org, User), Vec<SyncGroup>>,
+    scans: u64,
+    failing: bool,
+    /// How many batches of all scans may still pass; `None`: any number.
+    allowance: Option<usize>,
+}
+
+impl MemorySource {
+    /// An empty one. Every explicit model stays out of scans, as the contract says.
+    pub fn new(schema: Arc<Schema>) -> Self {
+        let state = State {
+            schema,
+            epoch: Epoch::new("memory-1"),
+            last: SyncId::ZERO,
+            rows: BTreeMap::new(),
+            log: Vec::new(),
+            memberships: HashMap::new(),
+            scans: 0,
+            failing: false,
+            allowance: None,
+        };
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.lock()
+    }
+
+    fn answering(&self) -> Result<MutexGuard<'_, State>, SourceError> {
+        let state = self.lock();
+        if state.failing { Err(switched_off()) } else { Ok(state) }
+    }
+
+    /// Puts or replaces a row. `line` is one JSON object with its line break. Gives the sync id of the change.
+    pub fn put(&self, org: &Org, model: usize, id: &str, groups: GroupSet, line: impl Into<Vec<u8>>) -> SyncId {
+        let mut state = self.lock();
+        state.rows.insert((org.clone(), model, id.to_owned()), (groups, line.into()));
+        state.draw(org)
+    }
+
+    /// Removes a row. Gives the sync id of the change.
+    pub fn remove(&self, org: &Org, model: usize, id: &str) -> SyncId {
+        let mut state = self.lock();
+        state.rows.remove(&(org.clone(), model, id.to_owned()));
+        state.draw(org)
+    }
+
+    /// Sets what the membership tables give a user.
+    pub fn set_memberships(&self, org: &Org, user: &User, groups: Vec<SyncGroup>) {
+        self.lock().memberships.insert((org.clone(), user.clone()), groups);
+    }
+
+    /// The lines of an org that meet a condition, sorted: what any answer is compared with.
+    pub fn lines(&self, org: &Org, keep: impl Fn(usize, &GroupSet) -> bool) -> Vec<String> {
+        let state = self.lock();
+        let mut lines: Vec<String> = (state.rows.iter())
+            .filter(|((of, model, _), (groups, _))| of == org && keep(*model, groups))
+            .map(|(_, (_, line))| String::from_utf8_lossy(line).trim_end().to_owned())
+            .collect();
+        lines.sort_unstable();
+        lines
+    }
+
+    /// How many scans were opened.
+    pub fn scans(&self) -> u64 {
+        self.lock().scans
+    }
+
+    /// Another history begins, as after a failover.
+    pub fn change_epoch(&self, epoch: &str) {
+        self.lock().epoch = Epoch::new(epoch);
+    }
+
+    /// The tables change.
+    pub fn change_schema(&self, schema: Arc<Schema>) {
+        self.lock().schema = schema;
+    }
+
+    /// While switched off every call fails, and so do scans in progress at their next batch.
+    pub fn switch_off(&self, off: bool) {
+        self.lock().failing = off;
+        self.shared.changed.notify_waiters();
+    }
+
+    /// From now on only this many batches of all scans pass, until the next call; `None`: any number.
+    pub fn allow(&self, batches: Option<usize>) {
+        self.lock().allowance = batches;
+        self.shared.changed.notify_waiters();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a batch may pass.
+    async fn pass(&self) -> Result<(), SourceError> {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            {
+                let mut state = self.lock();
+                if state.failing {
+                    return Err(switched_off());
+                }
+                match &mut state.allowance {
+                    None => return Ok(()),
+                    Some(0) => {}
+                    Some(batches) => {
+                        *batches -= 1;
+                        return Ok(());
+                    }
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+fn switched_off() -> SourceError {
+    SourceError::Unavailable("switched off by the test".into())
+}
+
+fn batch(model: usize, rows: &[(GroupSet, Vec<u8>)], sets: &GroupSets) -> RowBatch {
+    let mut batch = RowBatch { model, lines: Vec::new(), rows: Vec::new(), by_set: false };
+    for (groups, line) in rows {
+        batch.lines.extend_from_slice(line);
+        let end = u32::try_from(batch.lines.len()).expect("tests keep batches small");
+        batch.rows.push(RowRef { end, set: sets.intern(groups.clone()) });
+    }
+    batch
+}
+
+impl State {
+    fn draw(&mut self, org: &Org) -> SyncId {
+        self.last.0 += 1;
+        self.log.push((self.last, org.clone()));
+        self.last
+    }
+}
+
+#[async_trait]
+impl Source for MemorySource {
+    async fn schema(&self) -> Result<Arc<Schema>, SourceError> {
+        Ok(self.answering()?.schema.clone())
+    }
+
+    async fn watermark(&self) -> Result<Watermark, SourceError> {
+        let state = self.answering()?;
+        Ok(Watermark { epoch: state.epoch.clone(), sync_id: state.last })
+    }
+
+    async fn epoch(&self) -> Result<Epoch, SourceError> {
+        Ok(self.answering()?.epoch.clone())
+    }
+
+    async fn scan(&self, org: &Org) -> Result<Scan, SourceError> {
+        let mut state = self.answering()?;
+        state.scans += 1;
+        let sets = Arc::new(GroupSets::default());
+        let mut by_model: BTreeMap<usize, Vec<(GroupSet, Vec<u8>)>> = BTreeMap::new();
+        for ((of, model, _), row) in &state.rows {
+            if of == org && state.schema.catalog.models()[*model].load.in_snapshot() && !row.0.as_slice().is_empty() {
+                by_model.entry(*model).or_default().push(row.clone());
+            }
+        }
+        let estimated_rows = by_model.values().map(Vec::len).sum::<usize>() as u64;
+        let batches: Vec<RowBatch> = (by_model.iter())
+            .flat_map(|(model, rows)| rows.chunks(BATCH_ROWS).map(|rows| batch(*model, rows, &sets)))
+            .collect();
+        let watermark = Watermark { epoch: state.epoch.clone(), sync_id: state.last };
+        let schema = state.schema.clone();
+        let shared = self.shared.clone();
+        let batches = stream::iter(batches)
+            .then(move |batch| {
+                let shared = shared.clone();
+                async move { shared.pass().await.map(|()| batch) }
+            })
+            .boxed();
+        Ok(Scan { watermark, schema, sets, estimated_rows, batches })
+    }
+
+    async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError> {
+        Ok(self.answering()?.memberships.get(&(org.clone(), user.clone())).cloned().unwrap_or_default())
+    }
+
+    async fn pending(&self, orgs: &[(Org, SyncId)], cap: u64) -> Result<Vec<u64>, SourceError> {
+        let state = self.answering()?;
+        let count = |(org, after): &(Org, SyncId)| {
+            let actions = state.log.iter().filter(|(id, of)| of == org && id > after).count() as u64;
+            actions.min(cap)
+        };
+        Ok(orgs.iter().map(count).collect())
+    }
+
+    async fn orgs(&self) -> Result<Vec<Org>, SourceError> {
+        let state = self.answering()?;
+        let orgs: BTreeSet<Org> = state.rows.keys().map(|(org, ..)| org.clone()).collect();
+        Ok(orgs.into_iter().collect())
+    }
+}

@@ -1,0 +1,411 @@
+//! Dumps and bootstraps over the two seams in memory: who shares a scan, what becomes of followers, what is served.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use headstart::dump::{DumpError, DumpSettings};
+use headstart::model::{BootstrapQuery, Generation, Org, SnapshotId, SyncGroup, SyncId};
+use headstart::serve::{Content, ServeError};
+use headstart::snapshot::PackId;
+use headstart::store::{Facts, Head, Lease, MemoryStore, Slot, SnapshotStore, StoreError};
+use tokio::time::timeout;
+
+use crate::support::world::{World, caller, org, receive, retention, schema};
+
+fn full() -> BootstrapQuery {
+    BootstrapQuery { no_sync_packets: true, ..BootstrapQuery::default() }
+}
+
+fn no_cache() -> BootstrapQuery {
+    BootstrapQuery { no_cache: true, ..full() }
+}
+
+/// Waits until no dump runs or waits: what was made is published or given up.
+async fn settled(world: &World) {
+    for live in world.dumps.in_progress() {
+        live.wait_settled().await;
+    }
+}
+
+#[tokio::test]
+async fn the_first_answer_is_live_and_the_second_a_snapshot() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 100);
+    world.issues(&acme, "2", 100, 50);
+    world.comment(&acme, "1", "c1");
+    world.issues(&org("other"), "1", 0, 10);
+    let (one, both) = (caller(&acme, &["team:1"]), caller(&acme, &["team:1", "team:2"]));
+    let first = world.bootstrap(&one, &full()).await.unwrap();
+    assert_eq!(first.method(), "postgres");
+    assert_eq!(first.lines, world.expected(&one, &[0]));
+    assert_eq!(first.trailer["returnedModelsCount"], serde_json::json!({ "Issue": 100 }));
+    assert_eq!(first.trailer["subscribedSyncGroups"], serde_json::json!(["team:1"]));
+    settled(&world).await;
+    for who in [&one, &both, &caller(&acme, &["team:3"])] {
+        let answer = world.bootstrap(who, &full()).await.unwrap();
+        assert_eq!(answer.method(), "snapshot");
+        assert_eq!(answer.lines, world.expected(who, &[0]));
+        assert_eq!(answer.trailer["lastSyncId"], first.trailer["lastSyncId"]);
+    }
+    let partial =
+        BootstrapQuery { partial: true, sync_groups: Some(BTreeSet::from([SyncGroup::new("team:1")])), ..full() };
+    let answer = world.bootstrap(&both, &partial).await.unwrap();
+    assert_eq!(answer.lines, world.expected(&one, &[0, 1]), "of one group, every model the snapshot has");
+    assert_eq!(world.source.scans(), 1);
+}
+
+#[tokio::test]
+async fn a_crowd_shares_one_scan_and_reads_at_its_own_pace() {
+    let world = Arc::new(World::new());
+    let acme = org("acme");
+    for team in 0..10 {
+        world.issues(&acme, &team.to_string(), team * 100, 100);
+    }
+    world.source.allow(Some(3));
+    let crowd: Vec<_> = (0..200)
+        .map(|n| {
+            let (world, acme) = (world.clone(), acme.clone());
+            async move {
+                let caller = caller(&acme, &[&format!("team:{}", n % 10)]);
+                let answer = world.bootstrap(&caller, &full()).await.unwrap();
+                assert_eq!(answer.lines, world.expected(&caller, &[0]));
+            }
+        })
+        .collect();
+    let crowd = tokio::spawn(join_all(crowd));
+    while world.source.scans() == 0 {
+        tokio::task::yield_now().await;
+    }
+    world.source.allow(None);
+    crowd.await.unwrap();
+    settled(&world).await;
+    assert_eq!(world.source.scans(), 1);
+    let late = caller(&acme, &["team:3"]);
+    assert_eq!(world.bootstrap(&late, &full()).await.unwrap().method(), "snapshot");
+}
+
+#[tokio::test]
+async fn when_the_database_dies_every_follower_breaks_and_nothing_is_published() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 100);
+    let who = caller(&acme, &["team:1"]);
+    world.source.allow(Some(2));
+    let query = full();
+    let answers = join_all((0..5).map(|_| world.service.bootstrap(&who, &query))).await;
+    world.source.switch_off(true);
+    for answer in answers {
+        let broken = receive(answer.unwrap()).await.unwrap_err();
+        assert!(matches!(broken, ServeError::Dump(DumpError::Source(_))), "{broken:?}");
+    }
+    settled(&world).await;
+    assert_eq!(world.store.head(&world.slot(&acme)).await.unwrap(), Head::default());
+    assert!(matches!(world.service.bootstrap(&who, &full()).await, Err(ServeError::Source(_))));
+    world.source.switch_off(false);
+    world.source.allow(None);
+    let afresh = world.bootstrap(&who, &full()).await.unwrap();
+    assert_eq!(afresh.lines, world.expected(&who, &[0]));
+    assert_eq!(world.source.scans(), 2);
+    settled(&world).await;
+    assert_eq!(world.dumps.spool_bytes(), 0, "no spool is left");
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_stops_nobody() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 100);
+    let who = caller(&acme, &["team:1"]);
+    world.source.allow(Some(1));
+    drop(world.service.bootstrap(&who, &full()).await.unwrap());
+    let stays = world.service.bootstrap(&who, &full()).await.unwrap();
+    world.source.allow(None);
+    assert_eq!(receive(stays).await.unwrap().lines, world.expected(&who, &[0]));
+    settled(&world).await;
+    assert_eq!(world.source.scans(), 1);
+}
+
+#[tokio::test]
+async fn changes_make_it_stale_and_then_unusable() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 30);
+    let who = caller(&acme, &["team:1"]);
+    world.bootstrap(&who, &full()).await.unwrap();
+    settled(&world).await;
+    // Six pending actions: past the soft limit, so the old one is served and a new one made behind.
+    world.issues(&acme, "1", 30, 6);
+    let stale = world.bootstrap(&who, &full()).await.unwrap();
+    assert_eq!((stale.method(), stale.lines.len()), ("snapshot", 30));
+    settled(&world).await;
+    assert_eq!(world.source.scans(), 2);
+    // Past the hard limit, what was published is not served.
+    world.issues(&acme, "1", 36, 21);
+    let new = world.bootstrap(&who, &full()).await.unwrap();
+    assert_eq!((new.method(), new.lines.len()), ("postgres", 57));
+    settled(&world).await;
+    let head = world.store.head(&world.slot(&acme)).await.unwrap();
+    assert_eq!((head.generation, head.current.unwrap().facts.sync_id), (Generation(3), SyncId(57)));
+}
+
+#[tokio::test]
+async fn demands_are_met_or_refused() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 3);
+    let who = caller(&acme, &["team:1"]);
+    let needs = |id| BootstrapQuery { first_sync_id: Some(SyncId(id)), ..full() };
+    world.bootstrap(&who, &full()).await.unwrap();
+    settled(&world).await;
+    assert_eq!(world.bootstrap(&who, &needs(3)).await.unwrap().method(), "snapshot");
+    world.issues(&acme, "1", 3, 1);
+    let newer = world.bootstrap(&who, &needs(4)).await.unwrap();
+    assert_eq!((newer.method(), newer.lines.len()), ("postgres", 4));
+    settled(&world).await;
+    let ahead = world.bootstrap(&who, &needs(5)).await;
+    assert!(matches!(ahead, Err(ServeError::Ahead { watermark: SyncId(4) })), "{ahead:?}");
+    assert_eq!(world.source.scans(), 2, "nothing is read in vain for an id that is not there");
+    assert_eq!(world.bootstrap(&who, &no_cache()).await.unwrap().method(), "postgres");
+    settled(&world).await;
+    assert_eq!(world.source.scans(), 3);
+    let other = BootstrapQuery { schema_hash: Some(schema("text").hash.clone()), ..full() };
+    assert!(matches!(world.bootstrap(&who, &other).await, Err(ServeError::SchemaMismatch { .. })));
+    let named = |name: &str| BootstrapQuery { only_models: Some(BTreeSet::from([name.to_owned()])), ..full() };
+    assert!(matches!(world.bootstrap(&who, &named("Nope")).await, Err(ServeError::UnknownModel(_))));
+    assert!(matches!(world.bootstrap(&who, &named("Attachment")).await, Err(ServeError::ExplicitModel(_))));
+    assert_eq!(world.bootstrap(&who, &named("Comment")).await.unwrap().lines, [""; 0]);
+    let foreign =
+        BootstrapQuery { partial: true, sync_groups: Some(BTreeSet::from([SyncGroup::new("team:2")])), ..full() };
+    assert!(matches!(world.bootstrap(&who, &foreign).await, Err(ServeError::GroupNotHeld(_))));
+}
+
+#[tokio::test]
+async fn no_cache_never_joins_a_read_that_began_before() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 100);
+    let who = caller(&acme, &["team:1"]);
+    world.source.allow(Some(1));
+    let first = world.service.bootstrap(&who, &full()).await.unwrap();
+    world.issues(&acme, "1", 100, 1);
+    let (joins, new) = {
+        let service = world.service.clone();
+        let joins = service.bootstrap(&who, &full()).await.unwrap();
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let (service, who) = (service.clone(), who.clone());
+                tokio::spawn(async move { receive(service.bootstrap(&who, &no_cache()).await?).await })
+            })
+            .collect();
+        (joins, waiting)
+    };
+    while world.dumps.in_progress().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    world.source.allow(None);
+    assert_eq!(receive(first).await.unwrap().lines.len(), 100);
+    assert_eq!(receive(joins).await.unwrap().lines.len(), 100);
+    for answer in new {
+        assert_eq!(answer.await.unwrap().unwrap().lines.len(), 101);
+    }
+    settled(&world).await;
+    assert_eq!(world.source.scans(), 2, "those who want a new one share it");
+}
+
+#[tokio::test]
+async fn another_epoch_or_schema_makes_a_snapshot_unusable() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 3);
+    let who = caller(&acme, &["team:1"]);
+    world.bootstrap(&who, &full()).await.unwrap();
+    settled(&world).await;
+    world.source.change_epoch("memory-2");
+    let answer = world.bootstrap(&who, &full()).await.unwrap();
+    assert_eq!((answer.method(), &answer.trailer["epoch"]), ("postgres", &"memory-2".into()));
+    settled(&world).await;
+    world.source.change_schema(schema("text"));
+    let answer = world.bootstrap(&who, &full()).await.unwrap();
+    assert_eq!((answer.method(), &answer.trailer["schemaHash"]), ("postgres", &schema("text").hash.as_str().into()));
+    settled(&world).await;
+    assert_eq!(world.store.heads().await.unwrap().len(), 2, "the versions do not evict each other");
+}
+
+#[tokio::test]
+async fn past_the_bounds_dumps_are_refused_or_fail_with_the_reason() {
+    let settings = DumpSettings { concurrent: 1, waiting: 1, ..DumpSettings::default() };
+    let world = World::with(settings, Arc::new(MemoryStore::new(retention())));
+    for name in ["a", "b", "c"] {
+        world.issues(&org(name), "1", 0, 100);
+    }
+    world.source.allow(Some(0));
+    let start = |name: &str| {
+        let (service, who) = (world.service.clone(), caller(&org(name), &["team:1"]));
+        tokio::spawn(async move { receive(service.bootstrap(&who, &full()).await?).await })
+    };
+    let first = start("a");
+    while world.source.scans() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let second = start("b");
+    while world.dumps.in_progress().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let refused = world.service.bootstrap(&caller(&org("c"), &["team:1"]), &full()).await;
+    assert!(matches!(refused, Err(ServeError::Dump(DumpError::Overloaded))));
+    world.source.allow(None);
+    assert_eq!(first.await.unwrap().unwrap().lines.len(), 100);
+    assert_eq!(second.await.unwrap().unwrap().lines.len(), 100);
+
+    let tiny = DumpSettings { spool_max_bytes: 10, ..DumpSettings::default() };
+    let world = World::with(tiny, Arc::new(MemoryStore::new(retention())));
+    world.issues(&org("a"), "1", 0, 100);
+    let failed = world.bootstrap(&caller(&org("a"), &["team:1"]), &full()).await.unwrap_err();
+    assert!(matches!(failed, ServeError::Dump(DumpError::SpoolFull { limit: 10 })), "{failed:?}");
+    settled(&world).await;
+    assert_eq!(world.dumps.spool_bytes(), 0);
+}
+
+#[tokio::test]
+async fn the_background_job_takes_what_is_due_and_drops_what_is_gone() {
+    let world = World::new();
+    let (acme, bolt) = (org("acme"), org("bolt"));
+    world.issues(&acme, "1", 0, 10);
+    world.issues(&bolt, "1", 0, 10);
+    let runner = world.runner();
+    runner.round(true, true).await.unwrap();
+    assert_eq!(world.source.scans(), 2);
+    runner.round(true, false).await.unwrap();
+    assert_eq!(world.source.scans(), 2, "nothing changed");
+    world.issues(&acme, "1", 10, 6);
+    world.issues(&bolt, "1", 10, 2);
+    runner.round(false, false).await.unwrap();
+    assert_eq!(world.source.scans(), 3, "only one is past the soft limit");
+    for id in 0..12 {
+        world.source.remove(&bolt, 0, &id.to_string());
+    }
+    runner.round(true, false).await.unwrap();
+    assert_eq!(world.store.head(&world.slot(&bolt)).await.unwrap().current, None);
+    assert!(world.store.head(&world.slot(&acme)).await.unwrap().current.is_some());
+}
+
+#[tokio::test]
+async fn while_another_instance_holds_the_lease_only_requests_dump() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 10);
+    let other = SnapshotId::random();
+    let lease = world.store.acquire(&acme, other, Duration::from_secs(60)).await.unwrap().unwrap();
+    world.runner().round(true, false).await.unwrap();
+    assert_eq!(world.source.scans(), 0);
+    let who = caller(&acme, &["team:1"]);
+    assert_eq!(world.bootstrap(&who, &full()).await.unwrap().lines.len(), 10);
+    settled(&world).await;
+    assert!(world.store.renew(&lease, Duration::from_secs(60)).await.unwrap(), "the other's lease is untouched");
+}
+
+/// A store that can be switched off.
+struct Switch {
+    inner: MemoryStore,
+    off: AtomicBool,
+}
+
+impl Switch {
+    fn check(&self) -> Result<(), StoreError> {
+        let down = || Err(StoreError::Unavailable(Arc::new(std::io::Error::other("switched off by the test"))));
+        if self.off.load(Ordering::SeqCst) { down() } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl SnapshotStore for Switch {
+    async fn head(&self, slot: &Slot) -> Result<Head, StoreError> {
+        self.check()?;
+        self.inner.head(slot).await
+    }
+    async fn heads(&self) -> Result<Vec<(Slot, Head)>, StoreError> {
+        self.check()?;
+        self.inner.heads().await
+    }
+    async fn manifest(&self, slot: &Slot, snapshot: SnapshotId) -> Result<Bytes, StoreError> {
+        self.check()?;
+        self.inner.manifest(slot, snapshot).await
+    }
+    async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError> {
+        self.check()?;
+        self.inner.pack(org, pack).await
+    }
+    async fn put_pack(&self, org: &Org, pack: PackId, bytes: Bytes) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.put_pack(org, pack, bytes).await
+    }
+    async fn publish(&self, slot: &Slot, over: Generation, facts: &Facts, manifest: Bytes) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.publish(slot, over, facts, manifest).await
+    }
+    async fn delete(&self, org: &Org) -> Result<u64, StoreError> {
+        self.check()?;
+        self.inner.delete(org).await
+    }
+    async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError> {
+        self.check()?;
+        self.inner.acquire(org, owner, ttl).await
+    }
+    async fn renew(&self, lease: &Lease, ttl: Duration) -> Result<bool, StoreError> {
+        self.check()?;
+        self.inner.renew(lease, ttl).await
+    }
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.release(lease).await
+    }
+    async fn sweep(&self) -> Result<u64, StoreError> {
+        self.check()?;
+        self.inner.sweep().await
+    }
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.check()
+    }
+}
+
+#[tokio::test]
+async fn without_the_store_one_scan_serves_until_it_is_stale() {
+    let store = Arc::new(Switch { inner: MemoryStore::new(retention()), off: AtomicBool::new(true) });
+    let world = World::with(DumpSettings::default(), store.clone());
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 10);
+    let who = caller(&acme, &["team:1"]);
+    for _ in 0..3 {
+        let answer = world.bootstrap(&who, &full()).await.unwrap();
+        assert_eq!((answer.method(), answer.lines.len()), ("postgres", 10));
+        settled(&world).await;
+    }
+    assert_eq!(world.source.scans(), 1);
+    world.issues(&acme, "1", 10, 21);
+    assert_eq!(world.bootstrap(&who, &full()).await.unwrap().lines.len(), 31);
+    settled(&world).await;
+    assert_eq!(world.source.scans(), 2);
+    store.off.store(false, Ordering::SeqCst);
+    world.runner().round(true, false).await.unwrap();
+    assert!(world.store.head(&world.slot(&acme)).await.unwrap().current.is_some(), "it is published again");
+    assert_eq!(world.dumps.spool_bytes(), 0, "and the spool is let go");
+}
+
+#[tokio::test]
+async fn stopping_breaks_followers_in_time() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 100);
+    world.source.allow(Some(1));
+    let answer = world.service.bootstrap(&caller(&acme, &["team:1"]), &full()).await.unwrap();
+    let Content::Live(_) = &answer.content else { panic!("it is live") };
+    timeout(Duration::from_secs(5), world.tasks.shutdown(Duration::from_secs(4))).await.unwrap().unwrap();
+    let broken = receive(answer).await.unwrap_err();
+    assert!(matches!(broken, ServeError::Dump(DumpError::Stopping)), "{broken:?}");
+}
