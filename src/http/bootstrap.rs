@@ -114,7 +114,7 @@ impl Delivery {
                 let plain = if self.encoding == Encoding::Gzip { Encoding::Identity } else { self.encoding };
                 let measured = Measured::new(stored, &facts, plain).map_err(HttpError::Begin)?;
                 if self.encoding == Encoding::Gzip {
-                    let len = measured.len();
+                    let len = measured.total();
                     *response.body_mut() = self.stream(gzip(measured.read(0..len)));
                 } else {
                     self.measured(measured, &facts, &mut response)?;
@@ -146,7 +146,7 @@ impl Delivery {
 
     /// An answer whose every byte has its place: with its length and, if it is tagged, conditions and ranges.
     fn measured(&self, measured: Measured, facts: &Facts, response: &mut Response) -> Result<(), HttpError> {
-        let len = measured.len();
+        let len = measured.total();
         let mut portion = Portion::Whole;
         if self.is_tagged() {
             let etag = self.tag(facts, &measured);
