@@ -7,6 +7,7 @@ mod config;
 mod encode;
 mod migrate;
 mod races;
+mod http;
 mod scan;
 mod seed;
 mod service;
