@@ -42,9 +42,9 @@ pub struct ModelSelect<'a> {
     /// How the model reaches its org and groups.
     pub lineage: &'a Lineage,
     /// Columns of the model's own table.
-    pub fields: Vec<Output<'a>>,
+    pub fields: &'a [Output<'a>],
     /// Columns of the table that holds the groups; they follow the fields.
-    pub groups: Vec<Output<'a>>,
+    pub groups: &'a [Output<'a>],
     /// The type of the org column, as SQL.
     pub org_type: &'a str,
     /// Columns of the table that holds the groups to order by; empty: any order.
@@ -159,10 +159,11 @@ mod tests {
     fn select(model: usize, order: &[&str]) -> String {
         let catalog = Catalog::parse(CATALOG).unwrap();
         let lineage = catalog.lineage(model);
-        let fields = vec![Output { column: "id", form: Form::Plain }, Output { column: "Größe", form: Form::Json }];
-        let groups = vec![Output { column: "team_id", form: Form::Text }];
+        let fields = [Output { column: "id", form: Form::Plain }, Output { column: "Größe", form: Form::Json }];
+        let groups = [Output { column: "team_id", form: Form::Text }];
         let order = order.to_vec();
-        ModelSelect { catalog: &catalog, lineage: &lineage, fields, groups, org_type: "uuid", order }.sql()
+        ModelSelect { catalog: &catalog, lineage: &lineage, fields: &fields, groups: &groups, org_type: "uuid", order }
+            .sql()
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
+use futures_util::future::try_join_all;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::model::Org;
-use crate::model::catalog::Lineage;
-use crate::source::postgres::columns::Layout;
+use crate::model::catalog::{Catalog, Lineage, Model};
+use crate::source::postgres::columns::{GroupColumn, Layout};
 use crate::source::postgres::copy::Copy;
 use crate::source::postgres::error::classify;
 use crate::source::postgres::groups::GroupReader;
@@ -31,79 +32,114 @@ pub struct Planned {
     pub estimated_rows: u64,
 }
 
-/// Asks the planner about each model. The transaction's org must be set.
+/// Asks the planner about each model. The transaction's org must be set. The questions are sent without waiting for the
+/// answers in between, so a catalog of many models costs two round trips.
 ///
 /// # Errors
 /// What the database says of a select: a filter that is no condition over the table's columns, say.
 pub async fn plan(lease: &Lease, layout: &Layout, org: &Org, sets: &GroupSets) -> Result<Planned, SourceError> {
     let catalog = &layout.schema.catalog;
-    let mut sized = Vec::new();
-    for (index, model) in catalog.models().iter().enumerate().filter(|(_, model)| model.load.in_snapshot()) {
-        let lineage = catalog.lineage(index);
+    let scanned = (0..catalog.models().len()).filter(|model| catalog.models()[*model].load.in_snapshot());
+    let drafts: Vec<Draft<'_>> = scanned.map(|model| Draft::new(layout, model)).collect();
+    let rows = try_join_all(drafts.iter().map(|draft| draft.estimate(lease))).await?;
+    let by_set = drafts.iter().zip(&rows).map(|(draft, rows)| draft.has_many_small_sets(lease, *rows));
+    let by_set = try_join_all(by_set).await?;
+    let copies = drafts.into_iter().zip(by_set).map(|(draft, by_set)| draft.copy(by_set, org, sets));
+    let mut sized: Vec<(u64, Copy)> = rows.iter().copied().zip(copies).collect();
+    sized.sort_by_key(|(rows, _)| Reverse(*rows));
+    Ok(Planned { copies: sized.into_iter().map(|(_, copy)| copy).collect(), estimated_rows: rows.iter().sum() })
+}
+
+/// How one model is read, but for the order of its rows.
+struct Draft<'a> {
+    catalog: &'a Catalog,
+    model: usize,
+    lineage: Lineage,
+    groups: &'a [GroupColumn],
+    org_type: &'a str,
+    plan: RowPlan<'a>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(layout: &'a Layout, model: usize) -> Self {
+        let catalog = &*layout.schema.catalog;
+        let lineage = catalog.lineage(model);
         let owner = lineage.chain[lineage.groups];
         let groups = &layout.models[owner].groups;
-        let (schema, own) = (&layout.schema.models[index], &layout.models[index]);
-        let RowPlan { fields, groups: extra, encoder } = RowPlan::new(&model.name, schema, own, groups, owner != index);
-        let order = Vec::new();
-        let org_type = &layout.org_type;
-        let mut select = ModelSelect { catalog, lineage: &lineage, fields, groups: extra, org_type, order };
-        let rows = estimate(lease, &select.sql(), &model.name).await?;
-        let by_set = many_small_sets(lease, layout, &lineage, rows).await?;
-        if by_set {
-            select.order = groups.iter().map(|group| group.column.as_str()).collect();
+        let class = &catalog.models()[model].name;
+        let plan = RowPlan::new(class, &layout.schema.models[model], &layout.models[model], groups, owner != model);
+        Self { catalog, model, lineage, groups, org_type: &layout.org_type, plan }
+    }
+
+    fn select(&self, by_set: bool) -> String {
+        let order = self.groups.iter().map(|group| group.column.as_str()).filter(|_| by_set);
+        let select = ModelSelect {
+            catalog: self.catalog,
+            lineage: &self.lineage,
+            fields: &self.plan.fields,
+            groups: &self.plan.groups,
+            org_type: self.org_type,
+            order: order.collect(),
+        };
+        select.sql()
+    }
+
+    fn copy(self, by_set: bool, org: &Org, sets: &GroupSets) -> Copy {
+        let select = self.select(by_set);
+        let ungrouped = self.owner().ungrouped;
+        let groups = GroupReader::new(self.groups.to_vec(), ungrouped, org, sets);
+        let class = self.class().to_owned();
+        Copy { model: self.model, class, select, encoder: self.plan.encoder, groups, by_set }
+    }
+
+    fn class(&self) -> &'a str {
+        &self.catalog.models()[self.model].name
+    }
+
+    /// The model whose groups count.
+    fn owner(&self) -> &'a Model {
+        &self.catalog.models()[self.lineage.chain[self.lineage.groups]]
+    }
+
+    /// The planner's estimate of the rows. EXPLAIN runs nothing.
+    async fn estimate(&self, lease: &Lease) -> Result<u64, SourceError> {
+        let answer = lease.simple_query(&format!("EXPLAIN (FORMAT JSON) {}", self.select(false))).await;
+        let answer = answer.map_err(|error| classify(format!("planning the read of {}", self.class()), error))?;
+        let text = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        let plan: Option<serde_json::Value> = text.and_then(|text| serde_json::from_str(text).ok());
+        Ok(plan.and_then(|plan| plan.pointer("/0/Plan/Plan Rows")?.as_f64()).map_or(0, |rows| rows as u64))
+    }
+
+    /// Whether the model has so many group sets of so few rows that it should be read set by set. By the statistics of
+    /// the table that holds the groups; without any (a view, a table never analyzed) the answer is no.
+    ///
+    /// Arrays of the same groups in another order are one set, but stand apart when ordered; that is rare, and costs
+    /// only a smaller frame.
+    async fn has_many_small_sets(&self, lease: &Lease, rows_of_org: u64) -> Result<bool, SourceError> {
+        // So few rows can't have many sets.
+        if self.groups.is_empty() || rows_of_org as f64 <= FEW_SETS {
+            return Ok(false);
         }
-        let reader = GroupReader::new(groups.clone(), catalog.models()[owner].ungrouped, org, sets);
-        let class = model.name.clone();
-        sized.push((rows, Copy { model: index, class, select: select.sql(), encoder, groups: reader, by_set }));
+        let columns: Vec<&str> = self.groups.iter().map(|group| group.column.as_str()).collect();
+        let (owner, own) = (&self.owner().table, &self.catalog.models()[self.model].table);
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&owner.schema, Type::TEXT),
+            (&owner.name, Type::TEXT),
+            (&columns, Type::TEXT_ARRAY),
+            (&own.schema, Type::TEXT),
+            (&own.name, Type::TEXT),
+        ];
+        let found = lease.query_typed(DISTINCT_SETS, &parameters).await;
+        let found = found.map_err(|error| classify("reading the statistics", error))?;
+        let statistics = found.first().and_then(|row| Some((row.get::<_, Option<f64>>(0)?, row.get::<_, f64>(1))));
+        Ok(statistics.is_some_and(|(sets, rows)| {
+            let rows_of_set = (rows / sets.max(1.0)).max(1.0);
+            rows_of_set < SMALL_SET && rows_of_org as f64 / rows_of_set > FEW_SETS
+        }))
     }
-    sized.sort_by_key(|(rows, _)| Reverse(*rows));
-    let estimated_rows = sized.iter().map(|(rows, _)| rows).sum();
-    Ok(Planned { copies: sized.into_iter().map(|(_, copy)| copy).collect(), estimated_rows })
-}
-
-/// The planner's estimate of a select's rows. EXPLAIN runs nothing.
-async fn estimate(lease: &Lease, select: &str, class: &str) -> Result<u64, SourceError> {
-    let answer = lease.simple_query(&format!("EXPLAIN (FORMAT JSON) {select}")).await;
-    let answer = answer.map_err(|error| classify(format!("planning the read of {class}"), error))?;
-    let text = answer.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    let plan: Option<serde_json::Value> = text.and_then(|text| serde_json::from_str(text).ok());
-    Ok(plan.and_then(|plan| plan.pointer("/0/Plan/Plan Rows")?.as_f64()).map_or(0, |rows| rows as u64))
-}
-
-/// Whether a model has so many group sets of so few rows that it should be read set by set. By the statistics of the
-/// table that holds the groups; without any (a view, a table never analyzed) the answer is no.
-async fn many_small_sets(
-    lease: &Lease,
-    layout: &Layout,
-    lineage: &Lineage,
-    rows_of_org: u64,
-) -> Result<bool, SourceError> {
-    let models = layout.schema.catalog.models();
-    let owner = lineage.chain[lineage.groups];
-    let columns: Vec<&str> = layout.models[owner].groups.iter().map(|group| group.column.as_str()).collect();
-    // So few rows can't have many sets.
-    if columns.is_empty() || rows_of_org as f64 <= FEW_SETS {
-        return Ok(false);
-    }
-    let (owner, own) = (&models[owner].table, &models[lineage.chain[0]].table);
-    let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
-        (&owner.schema, Type::TEXT),
-        (&owner.name, Type::TEXT),
-        (&columns, Type::TEXT_ARRAY),
-        (&own.schema, Type::TEXT),
-        (&own.name, Type::TEXT),
-    ];
-    let found = lease.query_typed(DISTINCT_SETS, &parameters).await;
-    let found = found.map_err(|error| classify("reading the statistics", error))?;
-    let Some((sets, rows)) = found.first().and_then(|row| Some((row.get::<_, Option<f64>>(0)?, row.get::<_, f64>(1))))
-    else {
-        return Ok(false);
-    };
-    let rows_of_set = (rows / sets.max(1.0)).max(1.0);
-    Ok(rows_of_set < SMALL_SET && rows_of_org as f64 / rows_of_set > FEW_SETS)
 }
 
 /// How many sets the table with the groups has, and how many rows the model's own table. `n_distinct` is a number, or
