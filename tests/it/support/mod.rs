@@ -1,5 +1,6 @@
 //! What the tests share: databases of their own on the server that `make test` started.
 
+pub mod oracle;
 pub mod postgres;
 pub mod proxy;
 pub mod reader;
