@@ -15,7 +15,7 @@ const MIN_SECRET: usize = 32;
 
 /// How tokens are verified and what their claims are called.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct AuthSettings {
     /// The secret that HS256 tokens are signed with: its bytes as they are, at least 32. No default: without it the
     /// service does not start.
@@ -40,6 +40,7 @@ pub struct AuthSettings {
 }
 
 impl Default for AuthSettings {
+    /// What `config/headstart.toml` says; a test holds the two together.
     fn default() -> Self {
         Self {
             hs256_secret: None,

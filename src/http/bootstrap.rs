@@ -43,13 +43,13 @@ pub async fn bootstrap(
     let delivery = Delivery {
         encoding: Encoding::negotiate(&headers, http.settings.zstd).ok_or(HttpError::NotAcceptable)?,
         conditions: Conditions::read(&headers, method == Method::GET),
-        tagged: query.no_sync_packets,
+        query,
         started: request.started(),
         limit: Duration::from_secs(http.settings.answer_deadline_s),
     };
-    let answer = match resumed(&http, &caller, &query, &delivery).await {
+    let answer = match resumed(&http, &caller, &delivery).await {
         Some(answer) => answer,
-        None => http.service.bootstrap(&caller, &query).await?,
+        None => http.service.bootstrap(&caller, &delivery.query).await?,
     };
     request.answered_from(answer.facts.method);
     delivery.respond(answer)
@@ -57,12 +57,13 @@ pub async fn bootstrap(
 
 /// The answer that a broken download goes on with, from a snapshot that may have been replaced meanwhile. `None` when
 /// that isn't what is asked, or it can't be had: then the current answer is sent from its beginning.
-async fn resumed(http: &Http, caller: &Caller, query: &BootstrapQuery, delivery: &Delivery) -> Option<Answer> {
-    let etag = delivery.conditions.resumes().filter(|_| delivery.tagged && !query.no_cache)?;
+async fn resumed(http: &Http, caller: &Caller, delivery: &Delivery) -> Option<Answer> {
+    let query = &delivery.query;
+    let etag = delivery.conditions.resumes().filter(|_| delivery.is_tagged() && !query.no_cache)?;
     // An error here is found again, and told, when the current answer is asked for.
     let answer = http.service.stored(caller, query, etag.snapshot()).await.ok().flatten()?;
     let new_enough = query.first_sync_id.is_none_or(|first| first <= answer.facts.last_sync_id);
-    let same = new_enough && delivery.etag(&answer).ok().flatten() == Some(etag);
+    let same = new_enough && delivery.etag(&answer) == Some(etag);
     same.then_some(answer)
 }
 
@@ -72,8 +73,8 @@ pub(super) struct Delivery {
     pub encoding: Encoding,
     /// What it has already, or wants a part of.
     pub conditions: Conditions,
-    /// Whether answers get an etag: with sync actions in them they would differ each time.
-    pub tagged: bool,
+    /// What it asked for.
+    pub query: BootstrapQuery,
     /// When the request came.
     pub started: Instant,
     /// How long after that the answer breaks off.
@@ -81,19 +82,25 @@ pub(super) struct Delivery {
 }
 
 impl Delivery {
+    /// Whether answers have an etag. With sync actions in them they would differ each time; gzip's bytes are not the
+    /// same from one version of the library to the next.
+    fn is_tagged(&self) -> bool {
+        self.query.no_sync_packets && self.encoding != Encoding::Gzip
+    }
+
     /// The etag of an answer, if it has one.
-    fn etag(&self, answer: &Answer) -> Result<Option<Etag>, HttpError> {
+    fn etag(&self, answer: &Answer) -> Option<Etag> {
         match &answer.content {
-            Content::Stored(stored) if self.tagged && self.encoding != Encoding::Gzip => {
-                let measured = Measured::new(stored.clone(), &answer.facts, self.encoding).map_err(HttpError::Begin)?;
-                Ok(Some(self.tag(&answer.facts, &measured)))
+            Content::Stored(stored) if self.is_tagged() => {
+                let measured = Measured::new(stored.clone(), &answer.facts, self.encoding).ok()?;
+                Some(self.tag(&answer.facts, &measured))
             }
-            _ => Ok(None),
+            _ => None,
         }
     }
 
     fn tag(&self, facts: &Facts, measured: &Measured) -> Etag {
-        Etag::new(facts.snapshot, self.encoding, measured.trailer())
+        Etag::new(facts.snapshot, &self.query, self.encoding, measured.trailer())
     }
 
     /// The head and the body.
@@ -107,7 +114,7 @@ impl Delivery {
                 let plain = if self.encoding == Encoding::Gzip { Encoding::Identity } else { self.encoding };
                 let measured = Measured::new(stored, &facts, plain).map_err(HttpError::Begin)?;
                 if self.encoding == Encoding::Gzip {
-                    let len = measured.len();
+                    let len = measured.total();
                     *response.body_mut() = self.stream(gzip(measured.read(0..len)));
                 } else {
                     self.measured(measured, &facts, &mut response)?;
@@ -139,9 +146,9 @@ impl Delivery {
 
     /// An answer whose every byte has its place: with its length and, if it is tagged, conditions and ranges.
     fn measured(&self, measured: Measured, facts: &Facts, response: &mut Response) -> Result<(), HttpError> {
-        let len = measured.len();
+        let len = measured.total();
         let mut portion = Portion::Whole;
-        if self.tagged {
+        if self.is_tagged() {
             let etag = self.tag(facts, &measured);
             portion = self.conditions.judge(&etag, len);
             response.headers_mut().insert(ETAG, text(&etag.to_string()));

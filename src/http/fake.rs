@@ -1,5 +1,6 @@
 //! Answers made by hand, for the tests of this room.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -92,11 +93,21 @@ pub fn broken() -> ServeError {
     DumpError::Broken.into()
 }
 
-/// Lines that don't compress to nothing: `count` of them.
+/// `count` lines.
 pub fn lines(seed: usize, count: usize) -> Vec<u8> {
-    (0..count)
-        .flat_map(|row| format!("{{\"__class\":\"Issue\",\"id\":\"{seed}-{}\"}}\n", row * 7919 % 10_007).into_bytes())
-        .collect()
+    let mut lines = Vec::with_capacity(count * 40);
+    for row in 0..count {
+        let id = row * 7919 % 10_007;
+        writeln!(lines, "{{\"__class\":\"Issue\",\"id\":\"{seed}-{id}\"}}").expect("memory takes it");
+    }
+    lines
+}
+
+/// Bytes that can't be compressed, where nobody looks for lines.
+pub fn noise(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    getrandom::fill(&mut bytes).unwrap();
+    bytes
 }
 
 /// A schema of one model.

@@ -47,7 +47,7 @@ use crate::serve::Service;
 
 /// How clients are served.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct HttpSettings {
     /// The address and port clients reach. Default: 127.0.0.1:8080, this machine only.
     pub listen: SocketAddr,
@@ -77,6 +77,7 @@ pub struct HttpSettings {
 }
 
 impl Default for HttpSettings {
+    /// What `config/headstart.toml` says; a test holds the two together.
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
 use crate::http::encoding::Encoding;
-use crate::model::SnapshotId;
+use crate::model::{BootstrapQuery, SnapshotId};
 
 /// The strong validator of one answer: equal etags, equal bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +22,14 @@ pub struct Etag {
 }
 
 impl Etag {
-    /// The etag of a snapshot's answer in an encoding. `trailer` is the metadata line as it is sent. It names the
-    /// models asked for and the groups, which together with the snapshot decide every byte before it; and being
-    /// encoded, it also differs between two servers whose zstd would encode it differently.
-    pub fn new(snapshot: SnapshotId, encoding: Encoding, trailer: &[u8]) -> Self {
+    /// The etag of what a query selects from a snapshot, in an encoding. `trailer` is the metadata line as it is sent:
+    /// it names all that is counted and all groups of the caller, and being encoded, it also differs between two servers
+    /// whose zstd would encode it differently.
+    pub fn new(snapshot: SnapshotId, query: &BootstrapQuery, encoding: Encoding, trailer: &[u8]) -> Self {
+        // A canonical text: quoted names can't run into each other.
+        let selection = (query.partial, &query.only_models, &query.sync_groups, encoding.name());
         let mut hash = Sha256::new();
-        hash.update(encoding.name().unwrap_or("identity"));
-        hash.update([0]);
+        hash.update(format!("{selection:?}"));
         hash.update(trailer);
         let mut digest = [0; 8];
         digest.copy_from_slice(&hash.finalize()[..8]);
@@ -169,7 +170,7 @@ mod tests {
     use axum::http::HeaderValue;
 
     fn etag() -> Etag {
-        Etag::new(SnapshotId::from_bytes([7; 16]), Encoding::Zstd, b"trailer")
+        Etag::new(SnapshotId::from_bytes([7; 16]), &BootstrapQuery::default(), Encoding::Zstd, b"trailer")
     }
 
     fn judge(headers: &[(HeaderName, &str)], len: u64) -> Portion {
@@ -181,10 +182,24 @@ mod tests {
     fn etags_survive_their_text_and_tell_answers_apart() {
         let tag = etag();
         assert_eq!(Etag::parse(&tag.to_string()), Some(tag));
-        let snapshot = tag.snapshot();
-        assert_ne!(Etag::new(snapshot, Encoding::Identity, b"trailer"), tag);
-        assert_ne!(Etag::new(snapshot, Encoding::Zstd, b"trailes"), tag);
-        assert_ne!(Etag::new(SnapshotId::from_bytes([8; 16]), Encoding::Zstd, b"trailer"), tag);
+        let (snapshot, whole) = (tag.snapshot(), BootstrapQuery::default());
+        let groups = |name: &str| BootstrapQuery {
+            partial: true,
+            sync_groups: Some([crate::model::SyncGroup::new(name)].into()),
+            ..BootstrapQuery::default()
+        };
+        let models = BootstrapQuery { only_models: Some(["Issue".into()].into()), ..BootstrapQuery::default() };
+        let tags = [
+            tag,
+            Etag::new(SnapshotId::from_bytes([8; 16]), &whole, Encoding::Zstd, b"trailer"),
+            Etag::new(snapshot, &whole, Encoding::Identity, b"trailer"),
+            Etag::new(snapshot, &whole, Encoding::Zstd, b"trailes"),
+            Etag::new(snapshot, &models, Encoding::Zstd, b"trailer"),
+            Etag::new(snapshot, &groups("team:1"), Encoding::Zstd, b"trailer"),
+            Etag::new(snapshot, &groups("team:2"), Encoding::Zstd, b"trailer"),
+        ];
+        let distinct: std::collections::HashSet<_> = tags.iter().map(Etag::to_string).collect();
+        assert_eq!(distinct.len(), tags.len());
         let text = tag.to_string();
         for bad in ["", "\"\"", "*", &text[1..], &format!("W/{text}"), &text.to_uppercase(), &text.replace('-', "+")] {
             assert_eq!(Etag::parse(bad), None, "{bad}");

@@ -56,6 +56,8 @@ async fn a_snapshot_is_read_as_it_was_published(store: &dyn SnapshotStore) {
     draft.publish(store, &slot, Generation::NONE).await.expect("asking again after a lost answer");
     assert_eq!(published(store, &slot).await, (1, Some(draft.facts.id)));
 
+    store.put_pack(&other.org, draft.pack(0), Bytes::from_static(b"of another org")).await.expect("put");
+    draft.assert_readable(store, &slot).await;
     let replaced = Bytes::from_static(b"the same pack, put again");
     store.put_pack(&slot.org, PackId { snapshot: draft.facts.id, number: 9 }, Bytes::new()).await.expect("put");
     store.put_pack(&slot.org, PackId { snapshot: draft.facts.id, number: 9 }, replaced.clone()).await.expect("put");
