@@ -1,16 +1,16 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
+mod app;
 mod audience;
 mod bootstrap;
 mod cli;
+mod columns;
 mod config;
 mod encode;
-mod migrate;
-mod races;
 mod http;
-mod columns;
-mod encode;
+mod migrate;
 mod pool;
+mod races;
 mod scan;
 mod seed;
 mod service;
