@@ -86,7 +86,8 @@ async fn compare(server: &Server, setup: &Setup, client: &Client, method: Option
 
 async fn metadata_groups(server: &Server, token: &str) -> Vec<String> {
     let answer: Value =
-        serde_json::from_slice(&server.get("/sync/groups", token).send().await.unwrap().bytes().await.unwrap()).unwrap();
+        serde_json::from_slice(&server.get("/sync/groups", token).send().await.unwrap().bytes().await.unwrap())
+            .unwrap();
     serde_json::from_value(answer["syncGroups"].clone()).unwrap()
 }
 
@@ -102,7 +103,8 @@ async fn every_user_gets_exactly_their_rows_from_the_folder() {
 async fn every_user_gets_exactly_their_rows_from_mongodb() {
     let (_database, client, mut setup) = studio(40).await;
     let url = required("HEADSTART_TEST_MONGODB_URL");
-    let (base, options) = url.split_once('?').map_or((url.as_str(), String::new()), |(base, options)| (base, format!("?{options}")));
+    let (base, options) =
+        url.split_once('?').map_or((url.as_str(), String::new()), |(base, options)| (base, format!("?{options}")));
     let database = format!("t{}", &headstart::model::SnapshotId::random().to_string()[..16]);
     setup.set("HEADSTART_STORE_URL", format!("{base}{database}{options}"));
     every_user_gets_exactly_their_rows(&client, &mut setup).await;
@@ -176,10 +178,11 @@ async fn a_published_snapshot_can_be_resumed_and_revalidated() {
         // Another snapshot replaces it: whoever had begun can still finish.
         client.batch_execute("UPDATE studio.workspace SET name = name || '.' WHERE id = 7").await.unwrap();
         fetch(&server, "/sync/bootstrap?noCache=true", &token, "zstd").await;
-        server.until("another snapshot is served", || async {
-            get().send().await.unwrap().headers().get(ETAG) != Some(&etag)
-        })
-        .await;
+        server
+            .until("another snapshot is served", || async {
+                get().send().await.unwrap().headers().get(ETAG) != Some(&etag)
+            })
+            .await;
         for cut in [1, length / 3, length - 1] {
             let rest = get().header(RANGE, format!("bytes={cut}-")).header(IF_RANGE, &etag).send().await.unwrap();
             assert_eq!(rest.status(), 206, "{encoding} from {cut}");

@@ -3,14 +3,13 @@
 mod audience;
 mod bootstrap;
 mod cli;
+mod columns;
 mod config;
 mod encode;
-mod migrate;
-mod races;
 mod http;
-mod columns;
-mod encode;
+mod migrate;
 mod pool;
+mod races;
 mod scan;
 mod seed;
 mod service;

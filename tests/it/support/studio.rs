@@ -131,7 +131,10 @@ pub async fn fill(client: &Client, scale: i32) {
 pub async fn visible(client: &Client, org: i64, person: &str, groups: Option<&[&str]>, models: &[&str]) -> Lines {
     let circles: Vec<String> = match groups {
         None => client
-            .query("SELECT 'circle:' || circle FROM studio.circle_member WHERE workspace_id = $1 AND person = $2", &[&org, &person])
+            .query(
+                "SELECT 'circle:' || circle FROM studio.circle_member WHERE workspace_id = $1 AND person = $2",
+                &[&org, &person],
+            )
             .await
             .expect("the memberships")
             .iter()
@@ -160,9 +163,8 @@ pub async fn visible(client: &Client, org: i64, person: &str, groups: Option<&[&
             "Star" => ("studio.star AS x", "x.workspace_id", "ARRAY['user:' || x.owner]".to_owned()),
             other => panic!("no model {other}"),
         };
-        let sql = format!(
-            "SELECT row_to_json(x)::text FROM {from} WHERE {org_column} = $1 AND {row_groups} && $2::text[]"
-        );
+        let sql =
+            format!("SELECT row_to_json(x)::text FROM {from} WHERE {org_column} = $1 AND {row_groups} && $2::text[]");
         for row in client.query(&sql, &[&org, &circles]).await.expect("the oracle") {
             let columns: Map<String, Value> = serde_json::from_str(row.get(0)).expect("row_to_json gives JSON");
             let mut line = Map::from_iter([("__class".to_owned(), Value::from(*model))]);
