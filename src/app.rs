@@ -36,7 +36,7 @@ use crate::store::{self, OpenError, PackCache, SnapshotStore};
 use crate::task::{StillRunning, Tasks};
 
 /// How long work may take to end once it was told to. It only has to notice: nothing waits for others any more.
-const END_WITHIN: Duration = Duration::from_secs(10);
+pub const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// The first and the longest pause between two tries to reach the database at the start.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -129,7 +129,7 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
         if config.dump.background {
             Runner::new(source.clone(), store.clone(), dumps.clone(), limits, tasks.clone()).start();
         }
-        tracing::info!(listen = %config.http.listen, admin = %config.admin.listen, "clients are served");
+        tracing::info!(listen = ?listeners.client.local_addr(), "clients are served");
         server::serve(server::without_delay(listeners.client), client_routes, &config.http, tasks, stop.clone()).await;
         tracing::info!("the last answer has ended");
         Ok(())

@@ -11,6 +11,7 @@ use crate::config::ConfigErrors;
 use crate::dump::DumpError;
 use crate::snapshot::ManifestError;
 use crate::source::SourceError;
+use crate::source::migrate::MigrateError;
 use crate::store::StoreError;
 use crate::telemetry::TelemetryError;
 
@@ -47,6 +48,9 @@ pub enum CliError {
     /// A stored manifest is damaged.
     #[error("a manifest in the store is damaged")]
     Manifest(#[from] ManifestError),
+    /// The change log could not be made.
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     /// The demonstration workspace.
     #[error(transparent)]
     Seed(#[from] SeedError),

@@ -6,6 +6,7 @@
 pub mod config;
 pub mod dump;
 mod error;
+pub mod migrate;
 pub mod seed;
 pub mod serve;
 pub mod snapshots;
@@ -27,6 +28,7 @@ use crate::telemetry;
 const EXAMPLES: &str = "\
 Examples:
   headstart seed --scale small            a workspace to try it with
+  headstart migrate --apply               the change log in the database
   headstart serve                         the service
   headstart token --org 7 --user 42       a token for it
   headstart dump --all                    snapshots for every org whose own is not fresh
@@ -69,6 +71,8 @@ enum Command {
 /// The commands that do one thing and end.
 #[derive(Subcommand)]
 enum Job {
+    /// Print what the change log needs in the database, or make it
+    Migrate(migrate::MigrateArgs),
     /// Make snapshots now, of one org or of all
     Dump(dump::DumpArgs),
     /// List, show or delete the snapshots in the store
@@ -116,6 +120,12 @@ impl Cli {
 impl Job {
     async fn carry_out(self, config: &Config) -> Result<(), CliError> {
         match self {
+            Self::Migrate(args) => {
+                let tasks = Tasks::new();
+                let done = migrate::run(&args, config, &tasks).await;
+                tasks.shutdown(app::END_WITHIN).await.map_err(AppError::Close)?;
+                done
+            }
             Self::Dump(args) => {
                 let rooms = Rooms::open(config).await?;
                 let done = dump::run(args, &rooms, &config.freshness).await;

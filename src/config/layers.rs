@@ -57,9 +57,9 @@ pub struct InForce {
 }
 
 impl InForce {
-    /// Whether someone said something, be it the default again.
+    /// Whether it is another value than the default.
     pub fn is_changed(&self) -> bool {
-        self.origin != Origin::Default
+        self.value != self.setting.default
     }
 
     /// The value as it may be shown, in TOML's notation.
