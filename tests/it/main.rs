@@ -6,3 +6,4 @@ mod races;
 mod support;
 mod tracker;
 mod triggers;
+mod watermark;

@@ -1,1 +1,4 @@
 //! PostgreSQL (to come).
+
+pub mod log;
+pub mod watermark;
