@@ -17,3 +17,4 @@ mod store;
 mod support;
 mod tracker;
 mod triggers;
+mod watermark;
