@@ -115,7 +115,8 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
     let admin_routes = admin::router(service, Metrics::new());
 
     let stop_admin = CancellationToken::new();
-    let operators = server::serve(listeners.admin, admin_routes, &config.http, tasks, stop_admin.clone());
+    let operators =
+        server::serve(server::without_delay(listeners.admin), admin_routes, &config.http, tasks, stop_admin.clone());
     let clients = async {
         let _answers_end_first = stop_admin.drop_guard_ref();
         let Some(ready) = stop.run_until_cancelled(wait_for(&**source, config.postgres.startup_wait())).await else {
@@ -129,7 +130,7 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
             Runner::new(source.clone(), store.clone(), dumps.clone(), limits, tasks.clone()).start();
         }
         tracing::info!(listen = ?listeners.client.local_addr(), "clients are served");
-        server::serve(listeners.client, client_routes, &config.http, tasks, stop.clone()).await;
+        server::serve(server::without_delay(listeners.client), client_routes, &config.http, tasks, stop.clone()).await;
         tracing::info!("the last answer has ended");
         Ok(())
     };

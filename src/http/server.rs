@@ -6,6 +6,7 @@
 //! When the service is told to stop, listening ends at once, idle connections are closed, and answers in progress may
 //! go on for a grace period. What is not finished then is dropped: the client sees a broken transfer, not an end.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use axum::serve::{Listener, ListenerExt};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -27,21 +28,24 @@ use crate::task::Tasks;
 /// Beyond it there is no telling what the request was: it gets a bare 431 and its connection is closed.
 const MAX_HEAD: usize = 128 << 10;
 
+/// A listener whose connections send small writes (a head, the last frame) at once.
+pub fn without_delay(listener: TcpListener) -> impl Listener<Io = TcpStream, Addr = SocketAddr> {
+    listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
+        }
+    })
+}
+
 /// Serves until `stop` is cancelled, and then until the last connection has ended or was dropped. Dropping the future
 /// stops accepting; connections go on until `stop` is cancelled.
 pub async fn serve(
-    listener: TcpListener,
+    mut listener: impl Listener,
     router: Router,
     settings: &HttpSettings,
     tasks: &Tasks,
     stop: CancellationToken,
 ) {
-    // Small writes (a head, the last frame) are sent at once.
-    let mut listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
-        }
-    });
     let places = Arc::new(Semaphore::new(settings.max_connections));
     let grace = Duration::from_secs(settings.shutdown_grace_s);
     let mut http = http1::Builder::new();

@@ -18,3 +18,4 @@ mod store;
 mod support;
 mod tracker;
 mod triggers;
+mod watermark;

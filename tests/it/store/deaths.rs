@@ -2,14 +2,16 @@
 //! snapshot, the next publisher succeeds, and in the end nothing is kept that no head names.
 //!
 //! A process is a runtime of its own here, which is dropped at a random moment with all its tasks: what it had sent is
-//! still done, what it had not is not.
+//! still done, what it had not is not. One test kills real processes.
 
 use std::future::Future;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use headstart::model::{Generation, Org, SchemaHash};
+use headstart::model::{Org, SchemaHash, SnapshotId};
 use headstart::store::{Retention, Slot, SnapshotStore, StoreError};
 use mongodb::bson::{Document, doc};
 
@@ -54,43 +56,57 @@ fn fraction(seed: u64, round: u32) -> f64 {
     ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
+fn new_seed() -> u64 {
+    let seed = u64::from_le_bytes(SnapshotId::random().as_bytes()[..8].try_into().expect("eight"));
+    println!("seed {seed}");
+    seed
+}
+
+fn slot() -> Slot {
+    Slot { org: Org::new("acme"), schema: SchemaHash::new("s") }
+}
+
 /// `open` opens the same store again and again; `left` counts the packs and manifests that are kept there.
 async fn survive<F, L>(rounds: u32, longest: Duration, open: impl Fn() -> F + Clone + Send + 'static, left: L)
 where
     F: Future<Output = Arc<dyn SnapshotStore>>,
     L: AsyncFn() -> (usize, usize),
 {
-    let seed = u64::from_le_bytes(headstart::model::SnapshotId::random().as_bytes()[..8].try_into().expect("eight"));
-    println!("seed {seed}");
-    let slot = Slot { org: Org::new("acme"), schema: SchemaHash::new("s") };
+    let seed = new_seed();
     let store = open().await;
     for round in 0..rounds {
-        let (open, slot_there) = (open.clone(), slot.clone());
+        let open = open.clone();
         let life = longest.mul_f64(fraction(seed, round));
-        let process = move || live_and_die(life, move || async move { work(&*open().await, &slot_there, round).await });
+        let process = move || live_and_die(life, move || async move { work(&*open().await, &slot(), round).await });
         tokio::task::spawn_blocking(process).await.expect("no panic");
-        if let Some(current) = store.head(&slot).await.expect("head").current {
-            read_whole(&*store, &slot, &current).await;
+        if let Some(current) = store.head(&slot()).await.expect("head").current {
+            read_whole(&*store, &slot(), &current).await;
         }
     }
+    let generation = recover(&*store, left).await;
+    assert!(generation > u64::from(rounds) / 10, "{generation}: hardly anybody lived long enough to publish");
+}
+
+/// Publishes and waits until nothing else is left; says the generation.
+async fn recover(store: &dyn SnapshotStore, left: impl AsyncFn() -> (usize, usize)) -> u64 {
     let generation = loop {
-        let head = store.head(&slot).await.expect("head");
-        match publish(&*store, &slot, head.generation, 3, &[]).await {
+        let head = store.head(&slot()).await.expect("head");
+        match publish(store, &slot(), head.generation, 3, &[]).await {
             Ok(_) => break head.generation.next(),
             // The last of the dead arrived late.
             Err(StoreError::Conflict) => {}
             Err(error) => panic!("{error:?}"),
         }
     };
-    assert!(generation > Generation(rounds as u64 / 10), "{generation}: hardly anybody lived long enough to publish");
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while left().await != (3, 1) {
         assert!(begun.elapsed() < Duration::from_secs(60), "{:?} packs and manifests are left", left().await);
         store.sweep().await.expect("sweep");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let current = store.head(&slot).await.expect("head").current.expect("published");
-    read_whole(&*store, &slot, &current).await;
+    let current = store.head(&slot()).await.expect("head").current.expect("published");
+    read_whole(store, &slot(), &current).await;
+    generation.0
 }
 
 #[tokio::test]
@@ -101,13 +117,52 @@ async fn a_folder_survives() {
         let path = path.clone();
         async move { folder(&path, RETENTION).await }
     };
-    let org = root.path().join("v1/orgs/acme");
-    survive(150, Duration::from_millis(30), open, async || (files(&org.join("packs")), files(&org.join("manifests"))))
-        .await;
+    survive(150, Duration::from_millis(30), open, async || kept_in(root.path())).await;
 }
 
-fn files(folder: &Path) -> usize {
-    std::fs::read_dir(folder).map_or(0, |entries| entries.count())
+/// Packs and manifests of the org, and what was meant to become such.
+fn kept_in(root: &Path) -> (usize, usize) {
+    let files =
+        |folder: &str| std::fs::read_dir(root.join("v1/orgs/acme").join(folder)).map_or(0, |entries| entries.count());
+    (files("packs"), files("manifests"))
+}
+
+/// Names the victim's folder.
+const VICTIM: &str = "HEADSTART_TEST_VICTIM_FOLDER";
+
+#[tokio::test]
+async fn a_folder_survives_sigkill() {
+    let root = tempfile::tempdir().expect("a folder");
+    let (store, seed) = (folder(root.path(), RETENTION).await, new_seed());
+    for round in 0..12 {
+        let mut victim = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "store::deaths::victim", "--ignored", "--nocapture"])
+            .env(VICTIM, root.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("another process");
+        let mut lines = BufReader::new(victim.stdout.take().expect("its output")).lines();
+        assert!(lines.any(|line| line.expect("a line").contains("at work")), "the victim did not begin");
+        std::thread::sleep(Duration::from_millis(60).mul_f64(fraction(seed, round)));
+        victim.kill().expect("kill");
+        victim.wait().expect("its end");
+        if let Some(current) = store.head(&slot()).await.expect("head").current {
+            read_whole(&*store, &slot(), &current).await;
+        }
+    }
+    let generation = recover(&*store, async || kept_in(root.path())).await;
+    assert!(generation > 12, "{generation}: the victims hardly did anything");
+}
+
+#[tokio::test]
+#[ignore = "run and killed by a_folder_survives_sigkill"]
+async fn victim() {
+    let root = std::env::var(VICTIM).expect("a folder");
+    let store = folder(Path::new(&root), RETENTION).await;
+    println!("at work");
+    for round in 1.. {
+        work(&*store, &slot(), round).await.expect("alone with the folder");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,6 +13,8 @@ use super::{folder, mongo, mongo_url, publish, read_whole};
 /// Long enough for a reader to read what it found, short enough that much expires meanwhile.
 const RETENTION: Retention = Retention { grace: Duration::from_secs(2), unpublished: Duration::from_secs(4) };
 const RUN: Duration = Duration::from_secs(6);
+/// Between two publications of a publisher, which otherwise leaves the readers no turn in a store that never waits.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Which snapshot was published as which generation of a slot; two of the same generation are a failure.
 type Published = Arc<Mutex<HashMap<(Slot, u64), SnapshotId>>>;
@@ -32,6 +34,7 @@ async fn publisher(store: Arc<dyn SnapshotStore>, slot: Slot, published: Publish
             Err(StoreError::Conflict) => {}
             Err(error) => panic!("{error:?}"),
         }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -41,12 +44,16 @@ async fn reader(store: Arc<dyn SnapshotStore>, slot: Slot, published: Published)
         let head = store.head(&slot).await.expect("head");
         assert!(head.generation.0 >= last, "heads never go back");
         last = head.generation.0;
-        let Some(current) = head.current else { continue };
+        let Some(current) = head.current else {
+            tokio::task::yield_now().await;
+            continue;
+        };
         read_whole(&*store, &slot, &current).await;
         if let Some(id) = published.lock().expect("whole").get(&(slot.clone(), head.generation.0)) {
             assert_eq!(*id, current.facts.id, "{} is what its publisher was told", head.generation);
         }
         read += 1;
+        tokio::task::yield_now().await;
     }
     read
 }
