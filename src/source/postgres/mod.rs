@@ -1,4 +1,5 @@
 //! PostgreSQL (to come).
 
+pub mod check;
 pub mod log;
 pub mod watermark;
