@@ -1,6 +1,7 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
 mod audience;
+mod check;
 mod migrate;
 mod races;
 mod support;

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod dice;
+pub mod pooler;
 pub mod postgres;
 pub mod session;
 
