@@ -2,6 +2,7 @@
 
 mod audience;
 mod check;
+mod chorus;
 mod migrate;
 mod races;
 mod support;
