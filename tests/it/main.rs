@@ -1,5 +1,6 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
+mod app;
 mod audience;
 mod bootstrap;
 mod cli;
@@ -17,3 +18,4 @@ mod store;
 mod support;
 mod tracker;
 mod triggers;
+mod watermark;

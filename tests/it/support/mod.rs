@@ -1,5 +1,7 @@
 //! What the tests share: databases of their own on the server that `make test` started.
 
+pub mod cluster;
+pub mod dice;
 pub mod oracle;
 pub mod postgres;
 pub mod proxy;
