@@ -73,8 +73,8 @@ fi
 
 need_rust
 has curl || install_packages curl curl
-cargo build --locked --bin headstart
-binary=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)/debug/headstart
+cargo build --release --locked --bin headstart
+binary=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)/release/headstart
 
 mkdir -p .dev
 stop_service

@@ -1,4 +1,9 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a panic is a test's answer, and tests against servers run on real time"
+)]
 
 mod app;
 mod audience;
