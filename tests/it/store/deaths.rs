@@ -11,9 +11,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::mongodb::bson::{Document, doc};
 use headstart::model::{Org, SchemaHash, SnapshotId};
 use headstart::store::{Retention, Slot, SnapshotStore, StoreError};
-use mongodb::bson::{Document, doc};
 
 use super::{folder, mongo, mongo_url, publish, read_whole};
 
@@ -168,7 +168,7 @@ async fn victim() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mongodb_survives() {
     let url = mongo_url();
-    let client = mongodb::Client::with_uri_str(&url).await.expect("a client");
+    let client = ::mongodb::Client::with_uri_str(&url).await.expect("a client");
     let database = client.default_database().expect("a database");
     let open = move || {
         let url = url.clone();
