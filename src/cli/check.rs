@@ -3,15 +3,16 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::app;
 use crate::chain::Chain;
 use crate::cli::CliError;
 use crate::config::Config;
 use crate::model::Catalog;
-use crate::source::migrate::{self, Found};
+use crate::source::postgres::log::Log;
 use crate::source::postgres::pool::Lease;
-use crate::source::postgres::{columns, watermark};
+use crate::source::postgres::{check, columns, watermark};
 use crate::source::{SourceError, postgres};
 use crate::task::Tasks;
 
@@ -60,15 +61,14 @@ pub async fn run(config: &Config, tasks: &Tasks) -> Result<(), CliError> {
     let mut findings = Findings::default();
     check_keys(config, &mut findings);
     let catalog = check_catalog(config, &mut findings);
-    if let Some(client) = connect(config, tasks, &mut findings).await {
+    if let Some((client, other)) = connect(config, tasks, &mut findings).await {
         if let Some(catalog) = catalog {
-            let checked = check_database(&client, &Arc::new(catalog), config, &mut findings).await;
+            let checked = check_database(&client, &other, &Arc::new(catalog), config, &mut findings).await;
             if let Err(error) = checked {
                 let fault = Chain(&error).to_string();
                 findings.error("database", "postgres.url", fault, "the checks of the database ended here");
             }
         }
-        client.release();
     }
     check_store(config, tasks, &mut findings).await;
     print(&findings)?;
@@ -95,7 +95,8 @@ fn check_catalog(config: &Config, findings: &mut Findings) -> Option<Catalog> {
     None
 }
 
-async fn connect(config: &Config, tasks: &Tasks, findings: &mut Findings) -> Option<Lease> {
+/// Two connections, so that a pooler in between shows itself.
+async fn connect(config: &Config, tasks: &Tasks, findings: &mut Findings) -> Option<(Lease, Lease)> {
     let pool = match app::open_pool(config, tasks) {
         Ok(pool) => pool,
         Err(error) => {
@@ -103,8 +104,8 @@ async fn connect(config: &Config, tasks: &Tasks, findings: &mut Findings) -> Opt
             return None;
         }
     };
-    match pool.get().await {
-        Ok(client) => Some(client),
+    match tokio::try_join!(pool.get(), pool.get()) {
+        Ok(clients) => Some(clients),
         Err(error) => {
             let mend = "see that it runs, and that its address and the login are right";
             findings.error("database", "postgres.url", Chain(&error).to_string(), mend);
@@ -115,6 +116,7 @@ async fn connect(config: &Config, tasks: &Tasks, findings: &mut Findings) -> Opt
 
 async fn check_database(
     client: &Lease,
+    other: &Lease,
     catalog: &Arc<Catalog>,
     config: &Config,
     findings: &mut Findings,
@@ -124,26 +126,25 @@ async fn check_database(
             findings.error("tables", place, fault, mend);
         });
     }
-    let found =
-        Found::read(client, catalog).await.map_err(|cause| SourceError::failed("looking for the log", cause))?;
-    match migrate::plan(catalog, &found) {
-        Ok(plan) => {
-            for step in plan.steps {
-                let mend = "headstart migrate --apply does it";
-                findings.error("log", "log.table", format!("not done: {}", step.description), mend);
-            }
-            plan.notes.into_iter().for_each(|note| findings.warning("log", "log.table", note, ""));
-        }
-        Err(faults) => faults.into_iter().for_each(|fault| findings.error("log", "log.table", fault, "")),
+    for found in check::check(client, other, catalog).await? {
+        let severity = if found.severity == check::Severity::Error { Severity::Error } else { Severity::Warning };
+        let check::Finding { place, fault, mend, .. } = found;
+        findings.0.push(Finding { severity, part: "database", place, fault, mend });
     }
-    match watermark::probe(client, catalog.log(), &config.watermark).await {
-        Ok(_) => {}
+    match probe(client, catalog, config).await {
+        Ok(()) => {}
         Err(error @ SourceError::Held { .. }) => {
             let mend = "end that session, or find out why its transaction stays open";
             findings.warning("log", "watermark", Chain(&error).to_string(), mend);
         }
         Err(error) => findings.error("log", "watermark", Chain(&error).to_string(), ""),
     }
+    Ok(())
+}
+
+async fn probe(client: &Lease, catalog: &Catalog, config: &Config) -> Result<(), SourceError> {
+    let log = Log::find(client, catalog.log()).await?;
+    watermark::probe(client, &log, Duration::from_millis(config.watermark.held_ms)).await?;
     Ok(())
 }
 

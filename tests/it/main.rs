@@ -3,6 +3,8 @@
 mod app;
 mod audience;
 mod bootstrap;
+mod check;
+mod chorus;
 mod cli;
 mod columns;
 mod config;
