@@ -324,6 +324,7 @@ fn store_code(error: &StoreError) -> Code {
     match error {
         // What is missing was replaced while it was read: the next request finds what replaced it.
         StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Missing(_) => Code::StoreUnavailable,
+        StoreError::NoRoom => Code::Overloaded,
         StoreError::Conflict | StoreError::Damaged { .. } => Code::Internal,
     }
 }
@@ -332,7 +333,7 @@ fn dump_code(error: &DumpError) -> Code {
     match error {
         DumpError::Source(error) => source_code(error),
         DumpError::Spool(_) | DumpError::SpoolFull { .. } | DumpError::Overloaded => Code::Overloaded,
-        // Each try found other tables than the one before, or another instance at it: it will settle.
+        // The tables keep changing, or the dump has gone elsewhere: the next request finds where things stand.
         DumpError::SchemaChanged | DumpError::Elsewhere => Code::Overloaded,
         DumpError::Stopping => Code::Stopping,
         DumpError::Frame(_) | DumpError::Broken => Code::Internal,
@@ -388,12 +389,12 @@ mod tests {
         let secret = || std::io::Error::other("password=hunter2");
         let source = |error| HttpError::Serve(ServeError::from(error));
         let errors = [
-            source(SourceError::Unavailable(secret().into())),
+            source(SourceError::unavailable(secret())),
             source(SourceError::Busy("hunter2".into())),
             source(SourceError::Held { holder: "hunter2".into() }),
             source(SourceError::Schema("hunter2".into())),
             source(SourceError::Org("hunter2".into())),
-            source(SourceError::Failed { doing: "hunter2".into(), cause: secret().into() }),
+            source(SourceError::failed("hunter2", secret())),
             HttpError::Serve(StoreError::Unavailable(Arc::new(secret())).into()),
             HttpError::Serve(StoreError::Missing("hunter2".into()).into()),
             HttpError::Serve(StoreError::Damaged { what: "hunter2".into(), fault: "hunter2".into() }.into()),

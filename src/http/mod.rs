@@ -31,7 +31,6 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::http::HeaderMap;
 use axum::routing::get;
@@ -42,6 +41,7 @@ use crate::auth::Keys;
 use crate::http::cors::{Cors, OriginError};
 use crate::http::error::HttpError;
 use crate::http::request::{RequestContext, Rules, accompany};
+use crate::metrics::Metrics;
 use crate::model::Caller;
 use crate::serve::Service;
 
@@ -115,7 +115,7 @@ pub enum HttpSettingsError {
 
 impl HttpSettings {
     /// What holds for all requests, if the settings make sense.
-    fn rules(&self) -> Result<Rules, HttpSettingsError> {
+    fn rules(&self, metrics: Metrics) -> Result<Rules, HttpSettingsError> {
         let bounded = [
             // hyper itself takes no URI beyond 65,534 bytes and answers without a body then.
             ("max_uri_bytes", self.max_uri_bytes, 1024, 60_000),
@@ -131,6 +131,7 @@ impl HttpSettings {
             max_uri_bytes: self.max_uri_bytes,
             max_header_bytes: self.max_header_bytes,
             cors: Cors::new(&self.cors_origins)?,
+            metrics,
         })
     }
 }
@@ -145,24 +146,33 @@ pub struct Http {
 impl Http {
     /// Who asks, and what they hold.
     async fn caller(&self, headers: &HeaderMap, request: &RequestContext) -> Result<Caller, HttpError> {
-        let claims = identity::identify(headers, &self.keys, SystemTime::now())?;
+        let claims = identity::identify(headers, &self.keys)?;
         let caller = self.service.caller(&claims).await?;
         request.identified(&caller);
         Ok(caller)
     }
 }
 
+/// The paths clients ask.
+const ROUTES: [&str; 4] = ["/sync/bootstrap", "/sync/groups", "/sync/schema", "/openapi.json"];
+
 /// Everything clients can ask.
 ///
 /// # Errors
 /// When a setting makes no sense.
-pub fn router(service: Service, keys: Keys, settings: &HttpSettings) -> Result<Router, HttpSettingsError> {
-    let rules = Arc::new(settings.rules()?);
+pub fn router(
+    service: Service,
+    keys: Keys,
+    metrics: Metrics,
+    settings: &HttpSettings,
+) -> Result<Router, HttpSettingsError> {
+    let rules = Arc::new(settings.rules(metrics)?);
+    let [bootstrap, groups, schema, openapi] = ROUTES;
     let routes = Router::new()
-        .route("/sync/bootstrap", get(bootstrap::bootstrap))
-        .route("/sync/groups", get(schema::groups))
-        .route("/sync/schema", get(schema::schema))
-        .route("/openapi.json", get(openapi::document))
+        .route(bootstrap, get(bootstrap::bootstrap))
+        .route(groups, get(schema::groups))
+        .route(schema, get(schema::schema))
+        .route(openapi, get(openapi::document))
         .with_state(Arc::new(Http { service, keys, settings: settings.clone() }));
     Ok(framed(routes, rules))
 }

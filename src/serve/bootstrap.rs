@@ -17,8 +17,7 @@ use crate::model::{BootstrapQuery, Caller, Grants, Schema, SnapshotId, SyncGroup
 use crate::serve::freshness::Look;
 use crate::serve::stored::StoredSnapshot;
 use crate::serve::{Answer, Content, Facts, ServeError, Service};
-use crate::snapshot::Manifest;
-use crate::store::{Slot, StoreError};
+use crate::store::{PinnedManifest, Slot, StoreError};
 use crate::wire::trailer::Method;
 
 /// How often a request that found the ground shifting under it looks again.
@@ -184,7 +183,7 @@ impl Service {
         }
     }
 
-    fn from_snapshot(&self, asked: &Asked, manifest: Arc<Manifest>) -> Answer {
+    fn from_snapshot(&self, asked: &Asked, manifest: PinnedManifest) -> Answer {
         let facts = Facts {
             method: Method::Snapshot,
             snapshot: manifest.id,

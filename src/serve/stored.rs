@@ -7,8 +7,8 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 
 use crate::model::{Grants, Org};
 use crate::serve::{ServeError, SliceLen, Stored};
-use crate::snapshot::{Manifest, Selection, select};
-use crate::store::PackCache;
+use crate::snapshot::{Selection, select};
+use crate::store::{PackCache, PinnedManifest};
 
 /// How many packs one answer may be ahead of its reader: one is sent while the next is loaded.
 const AHEAD: usize = 2;
@@ -17,14 +17,14 @@ const AHEAD: usize = 2;
 pub struct StoredSnapshot {
     cache: PackCache,
     org: Org,
-    manifest: Arc<Manifest>,
+    manifest: PinnedManifest,
     selection: Selection,
     slices: Vec<SliceLen>,
 }
 
 impl StoredSnapshot {
     /// What a caller with these grants gets of the wanted models.
-    pub fn new(cache: PackCache, org: Org, manifest: Arc<Manifest>, grants: &Grants, wanted: &[bool]) -> Self {
+    pub fn new(cache: PackCache, org: Org, manifest: PinnedManifest, grants: &Grants, wanted: &[bool]) -> Self {
         let selection = select(&manifest, grants, |model| wanted.get(model).copied().unwrap_or_default());
         let slices = (selection.slices.iter())
             .map(|slice| SliceLen {
@@ -37,7 +37,7 @@ impl StoredSnapshot {
 
     async fn slice(&self, index: usize) -> Result<Bytes, ServeError> {
         let slice = &self.selection.slices[index];
-        let pack = self.manifest.packs[slice.pack as usize].id;
+        let pack = self.manifest.packs[slice.pack as usize];
         let pack = self.cache.pack(&self.org, pack).await?;
         Ok(pack.slice(slice.bytes.start as usize..slice.bytes.end as usize))
     }

@@ -155,7 +155,7 @@ impl Shared {
 }
 
 fn switched_off() -> SourceError {
-    SourceError::Unavailable("switched off by the test".into())
+    SourceError::unavailable("switched off by the test")
 }
 
 fn batch(model: usize, rows: &[(GroupSet, Vec<u8>)], sets: &GroupSets) -> RowBatch {

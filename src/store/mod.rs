@@ -16,7 +16,12 @@
 //! Times are the store's own, never a caller's clock.
 
 mod cache;
+pub mod contract;
 mod memory;
+mod mongo;
+mod object;
+mod record;
+mod settings;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,8 +33,11 @@ use bytes::Bytes;
 use crate::model::{Epoch, Generation, Org, SchemaHash, SnapshotId, SyncId};
 use crate::snapshot::PackId;
 
-pub use cache::PackCache;
+pub use cache::{CacheSettings, CacheStats, PackCache, PinnedManifest, PinnedPack};
 pub use memory::MemoryStore;
+pub use mongo::{MongoSettings, MongoStore};
+pub use object::{BucketStore, FolderSettings};
+pub use settings::{OpenError, StoreSettings, open};
 
 /// One place for a current snapshot. Two versions of a rolling deploy have one each.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -221,6 +229,9 @@ pub enum StoreError {
     /// It has no room.
     #[error("the snapshot store is full")]
     Full(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// Readers hold all the room that the cache has, and gave none up in time.
+    #[error("the snapshot cache has no room")]
+    NoRoom,
     /// What was asked for is not there.
     #[error("{0} is not in the snapshot store")]
     Missing(String),

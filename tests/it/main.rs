@@ -1,8 +1,16 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
+mod audience;
+mod cli;
+mod config;
 mod encode;
 mod http;
+mod migrate;
+mod races;
 mod scan;
 mod seed;
 mod service;
+mod store;
 mod support;
+mod tracker;
+mod triggers;

@@ -240,7 +240,7 @@ fn read(tasks: Tasks, readers: Vec<Lease>, work: Arc<Work>) -> BoxStream<'static
         }
         // A reader that was stopped or that panicked says nothing; silence must not pass for the end.
         if *finished.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
-            yield Err(SourceError::Unavailable("the scan was stopped before its end".into()));
+            yield Err(SourceError::unavailable("the scan was stopped before its end"));
         }
     }
     .boxed()

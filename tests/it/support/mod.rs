@@ -2,6 +2,7 @@
 
 pub mod postgres;
 pub mod reader;
+pub mod session;
 pub mod world;
 
 /// A variable that `make test` sets. A missing server is a failure, never a skip.

@@ -1,0 +1,253 @@
+//! Snapshots as objects: a folder, the embedded default, through the `object_store` crate.
+//!
+//! The crate's calls reach cloud buckets just as well, and nothing here is particular to a folder but [`folder`]: all
+//! that is asked of a bucket is create-if-absent, strong listings and modification times.
+//!
+//! # Publishing
+//! A slot is a log: one head object for each generation, of which the newest rules. To publish over generation n is to
+//! create object n + 1, which only one can do. The order makes a death between any two steps harmless:
+//!
+//! | step | dies after it |
+//! |---|---|
+//! | 1. packs are put, while the dump runs | nothing names them; swept once twice [`Retention::unpublished`] old |
+//! | 2. the slot is seen to be at `over` | the same |
+//! | 3. the manifest is put | the same, the manifest too |
+//! | 4. every pack is seen to be there, the new ones younger than `unpublished` | the same |
+//! | 5. head `over` + 1 is created | published |
+//!
+//! A sweep removes what a head that is still needed does not name: at once when a replaced head names it, else only at
+//! twice `unpublished`. So a publisher would have to hang between steps 4 and 5 for a whole `unpublished` to lose a
+//! pack. A replaced head is needed for the grace period, and stays for another `unpublished` as a fence: without it a
+//! publisher that slept since step 2 could create that generation a second time and believe that it rules.
+//!
+//! A head that can't be read counts as a tombstone, so a next dump mends the slot.
+//!
+//! # What stays
+//! Of an org that is gone: a tombstone for each slot and one lease entry, about 100 bytes each, and its folders.
+
+mod clock;
+mod folder;
+mod heads;
+mod leases;
+mod paths;
+mod sweep;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+use crate::model::{Generation, Org, SnapshotId};
+use crate::snapshot::PackId;
+use crate::store::object::clock::{Clock, age};
+use crate::store::object::folder::Leftovers;
+use crate::store::object::heads::Newest;
+use crate::store::object::leases::Leases;
+use crate::store::object::paths::Name;
+use crate::store::{Facts, Head, Lease, Retention, Slot, SnapshotStore, StoreError};
+
+pub use folder::FolderSettings;
+
+/// A store over any bucket of the `object_store` crate. Holds no snapshot in memory.
+///
+/// A call whose future is dropped may still have its effect: the file operation that has begun runs to its end.
+#[derive(Debug)]
+pub struct BucketStore {
+    bucket: Arc<dyn ObjectStore>,
+    clock: Clock,
+    retention: Retention,
+    /// What killed processes leave behind in a folder, which the bucket doesn't show.
+    leftovers: Option<Leftovers>,
+}
+
+impl BucketStore {
+    /// A store in this bucket, which must support create-if-absent.
+    pub fn new(bucket: Arc<dyn ObjectStore>, retention: Retention) -> Self {
+        Self { bucket, clock: Clock::new(), retention, leftovers: None }
+    }
+
+    async fn now(&self) -> Result<SystemTime, StoreError> {
+        self.clock.now(&*self.bucket).await.map_err(fault)
+    }
+
+    async fn read(&self, location: &Path, what: impl FnOnce() -> String) -> Result<Bytes, StoreError> {
+        let read = match self.bucket.get(location).await {
+            Ok(object) => object.bytes().await,
+            Err(error) => Err(error),
+        };
+        read.map_err(|error| match error {
+            object_store::Error::NotFound { .. } => StoreError::Missing(what()),
+            error => fault(error),
+        })
+    }
+
+    async fn newest(&self, slot: &Slot) -> Result<Option<Newest>, StoreError> {
+        let newest = heads::newest(&*self.bucket, &paths::slot(slot)).await?;
+        // Only a digest stands in the path of a long name, so the names inside are compared.
+        Ok(newest.map(|mut newest| {
+            newest.current = newest.current.filter(|(named, _)| named == slot);
+            newest
+        }))
+    }
+
+    /// Step 4 of publishing.
+    async fn check_packs(&self, org_root: &Path, facts: &Facts) -> Result<(), StoreError> {
+        let now = self.now().await?;
+        let listed = self.bucket.list(Some(&paths::packs(org_root)));
+        let written: HashMap<PackId, SystemTime> = listed
+            .try_filter_map(|meta| async move {
+                Ok(match paths::parse(org_root, &meta.location) {
+                    Some(Name::Pack(pack)) => Some((pack, meta.last_modified.into())),
+                    _ => None,
+                })
+            })
+            .try_collect()
+            .await
+            .map_err(fault)?;
+        for pack in &facts.packs {
+            let fit = written
+                .get(pack)
+                .is_some_and(|written| pack.snapshot != facts.id || age(now, *written) < self.retention.unpublished);
+            if !fit {
+                return Err(StoreError::Missing(format!("pack {pack}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn leases(&self, org: &Org) -> Leases<'_> {
+        Leases { store: &*self.bucket, clock: &self.clock, org_root: paths::org(org) }
+    }
+}
+
+#[async_trait]
+impl SnapshotStore for BucketStore {
+    async fn head(&self, slot: &Slot) -> Result<Head, StoreError> {
+        match self.newest(slot).await? {
+            Some(newest) => Ok(newest.head(self.now().await?)),
+            None => Ok(Head::default()),
+        }
+    }
+
+    async fn heads(&self) -> Result<Vec<(Slot, Head)>, StoreError> {
+        let all = heads::all(&*self.bucket).await?;
+        let now = self.now().await?;
+        Ok(all.into_iter().map(|(slot, newest)| (slot, newest.head(now))).collect())
+    }
+
+    async fn manifest(&self, slot: &Slot, snapshot: SnapshotId) -> Result<Bytes, StoreError> {
+        let location = paths::manifest(&paths::org(&slot.org), snapshot);
+        self.read(&location, || format!("manifest {snapshot}")).await
+    }
+
+    async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError> {
+        self.read(&paths::pack(&paths::org(org), pack), || format!("pack {pack}")).await
+    }
+
+    async fn put_pack(&self, org: &Org, pack: PackId, bytes: Bytes) -> Result<(), StoreError> {
+        let location = paths::pack(&paths::org(org), pack);
+        self.bucket.put(&location, bytes.into()).await.map(|_| ()).map_err(fault)
+    }
+
+    async fn publish(&self, slot: &Slot, over: Generation, facts: &Facts, manifest: Bytes) -> Result<(), StoreError> {
+        let (org_root, slot_root) = (paths::org(&slot.org), paths::slot(slot));
+        let is_ours = |newest: Option<Newest>| {
+            newest.is_some_and(|newest| {
+                newest.generation == over.next() && newest.current.is_some_and(|(_, current)| current.id == facts.id)
+            })
+        };
+        let newest = self.newest(slot).await?;
+        if newest.as_ref().map_or(Generation::NONE, |newest| newest.generation) != over {
+            return if is_ours(newest) { Ok(()) } else { Err(StoreError::Conflict) };
+        }
+        facts.check_reuse(newest.as_ref().and_then(|newest| newest.current.as_ref()).map(|(_, facts)| facts))?;
+        self.bucket.put(&paths::manifest(&org_root, facts.id), manifest.into()).await.map_err(fault)?;
+        self.check_packs(&org_root, facts).await?;
+        if heads::create(&*self.bucket, &slot_root, over.next(), Some((slot, facts))).await? {
+            return Ok(());
+        }
+        // A bucket that retries by itself may find its own first attempt.
+        if is_ours(self.newest(slot).await?) { Ok(()) } else { Err(StoreError::Conflict) }
+    }
+
+    async fn delete(&self, org: &Org) -> Result<u64, StoreError> {
+        let mut deleted = 0;
+        for slot_root in heads::slots(&*self.bucket, &paths::org(org)).await? {
+            // A publisher that is faster moves the slot; then what it published is taken away.
+            while let Some(newest) = heads::newest(&*self.bucket, &slot_root).await? {
+                if heads::create(&*self.bucket, &slot_root, newest.generation.next(), None).await? {
+                    deleted += u64::from(newest.current.is_some());
+                    break;
+                }
+            }
+        }
+        Ok(deleted)
+    }
+
+    async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError> {
+        let token = self.leases(org).acquire(owner, ttl).await?;
+        Ok(token.map(|token| Lease { org: org.clone(), owner, token }))
+    }
+
+    async fn renew(&self, lease: &Lease, ttl: Duration) -> Result<bool, StoreError> {
+        self.leases(&lease.org).extend(lease, ttl).await
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.leases(&lease.org).extend(lease, Duration::ZERO).await.map(|_| ())
+    }
+
+    async fn sweep(&self) -> Result<u64, StoreError> {
+        let now = self.now().await?;
+        let removed = sweep::run(&*self.bucket, now, &self.retention).await?;
+        if let Some(leftovers) = &self.leftovers {
+            leftovers.remove(now, self.retention.unpublished).await?;
+        }
+        Ok(removed)
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        match self.bucket.head(&Path::from(folder::FORMAT)).await {
+            Ok(_) => Ok(()),
+            // Buckets that were not opened as a folder have no such object; they answered all the same.
+            Err(object_store::Error::NotFound { .. }) if self.leftovers.is_none() => Ok(()),
+            Err(error) => Err(fault(error)),
+        }
+    }
+}
+
+/// What an error of the crate means to the service.
+fn fault(error: object_store::Error) -> StoreError {
+    if let object_store::Error::NotFound { path, .. } = error {
+        return StoreError::Missing(path);
+    }
+    if is_full(&error) { StoreError::Full(Arc::new(error)) } else { StoreError::Unavailable(Arc::new(error)) }
+}
+
+/// Whether any cause is a full disk or a full quota.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| matches!(error.kind(), StorageFull | QuotaExceeded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_a_broken_one() {
+        // ENOSPC, EDQUOT, EIO.
+        for (code, full) in [(28, true), (122, true), (5, false)] {
+            let source = Box::new(std::io::Error::from_raw_os_error(code));
+            let error = fault(object_store::Error::Generic { store: "LocalFileSystem", source });
+            assert_eq!(matches!(error, StoreError::Full(_)), full, "{error:?}");
+        }
+    }
+}
