@@ -56,6 +56,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("percent_encoding", &["http/", "source/", "store/"]),
     ("clap", &["cli/", "main"]),
     ("indicatif", &["cli/"]),
+    ("strsim", &["config/"]),
     ("thiserror", &[]),
     ("tracing", &[]),
     ("tracing_subscriber", &["telemetry"]),

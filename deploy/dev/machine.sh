@@ -24,8 +24,8 @@ install_packages() {
     has apt-get || die "$what is missing, and only Debian and Ubuntu are set up by themselves: install it, then run this again"
     can_be_root || die "$what is missing: install it as root (apt-get install $*), then run this again"
     say "installing $what ($*)"
-    as_root apt-get update -qq >&2
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+    as_root apt-get update -qq >/dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 # Cargo, and the C compiler that some crates build with.

@@ -5,37 +5,44 @@
 
 pub mod config;
 pub mod dump;
+mod error;
+pub mod migrate;
 pub mod seed;
+pub mod serve;
 pub mod snapshots;
 mod table;
 pub mod token;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::AppError;
-use crate::auth::KeyError;
-use crate::chain::Chain;
-use crate::config::{Config, ConfigErrors, Layers};
-use crate::dump::DumpError;
-use crate::snapshot::ManifestError;
-use crate::source::SourceError;
-use crate::store::StoreError;
+use crate::app::{self, AppError, Rooms};
+pub use crate::cli::error::CliError;
+use crate::config::{Config, Layers, Origin};
+use crate::task::Tasks;
+use crate::telemetry;
 
 const EXAMPLES: &str = "\
 Examples:
-  headstart config postgres               what is set of PostgreSQL, and where
-  headstart token --org 7 --user 42       a token to try it with
+  headstart seed --scale small            a workspace to try it with
+  headstart migrate --apply               the change log in the database
+  headstart serve                         the service
+  headstart token --org 7 --user 42       a token for it
+  headstart dump --all                    snapshots for every org whose own is not fresh
+  headstart config postgres --explain     what is set of PostgreSQL, and what it means
 
 Exit codes:
-  0  done
-  1  it failed, or a check found an error
-  2  the command line makes no sense
-  3  the settings or the catalog do";
+  0    done
+  1    it failed, or a check found an error
+  2    the command line makes no sense
+  3    the settings or the catalog make none
+  130  it was told to stop before it was done";
+
+/// What commands other than `serve` log when nobody says otherwise.
+const QUIET: &str = "warn";
 
 /// The exit code of a command that was told to stop before it was done: the shell's word for SIGINT.
 pub const INTERRUPTED: u8 = 130;
@@ -53,19 +60,35 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print a token for development, signed with auth.hs256_secret
-    Token(token::TokenArgs),
+    /// Run the service until it is told to stop
+    Serve,
+    #[command(flatten)]
+    Job(Job),
     /// Print every setting in force, its source and its name in the environment
     Config(config::ConfigArgs),
 }
 
+/// The commands that do one thing and end.
+#[derive(Subcommand)]
+enum Job {
+    /// Print what the change log needs in the database, or make it
+    Migrate(migrate::MigrateArgs),
+    /// Make snapshots now, of one org or of all
+    Dump(dump::DumpArgs),
+    /// List, show or delete the snapshots in the store
+    Snapshots(snapshots::SnapshotsArgs),
+    /// Print a token for development, signed with auth.hs256_secret
+    Token(token::TokenArgs),
+    /// Fill the database with a demonstration workspace
+    Seed(seed::SeedArgs),
+}
+
 impl Cli {
-    /// Carries the command out and says what went wrong on standard error. `stop` ends what runs until it is told to.
+    /// Carries the command out and says what went wrong on standard error. `stop` ends the service in order and any
+    /// other command at once.
     pub async fn run(self, stop: CancellationToken) -> ExitCode {
         match self.carry_out(stop).await {
             Ok(()) => ExitCode::SUCCESS,
-            // Whoever read the output has seen enough of it.
-            Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Err(error) => {
                 error.print();
                 error.exit_code()
@@ -73,73 +96,66 @@ impl Cli {
         }
     }
 
-    async fn carry_out(self, _stop: CancellationToken) -> Result<(), CliError> {
-        let file = self.config.or_else(|| variable("HEADSTART_CONFIG").map(PathBuf::from));
+    async fn carry_out(self, stop: CancellationToken) -> Result<(), CliError> {
+        let variable = std::env::var_os("HEADSTART_CONFIG").filter(|path| !path.is_empty());
+        let file = self.config.or(variable.map(PathBuf::from));
         let layers = Layers::read(file.as_deref(), std::env::vars_os())?;
         layers.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
         match self.command {
-            Command::Token(args) => token::run(args, &Config::new(&layers)?),
             Command::Config(args) => config::run(&args, &layers),
+            Command::Serve => {
+                telemetry::init(&Config::new(&layers)?.log)?;
+                serve::run(&layers, stop).await
+            }
+            Command::Job(job) => {
+                let config = Config::new(&layers)?;
+                log_quietly(&layers, &config)?;
+                let ended = stop.run_until_cancelled(job.carry_out(&config)).await;
+                ended.unwrap_or(Err(CliError::Interrupted))
+            }
         }
     }
 }
 
-fn variable(name: &str) -> Option<OsString> {
-    std::env::var_os(name).filter(|value| !value.is_empty())
-}
-
-/// Why a command did not do as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum CliError {
-    /// The settings.
-    #[error(transparent)]
-    Config(#[from] ConfigErrors),
-    /// The settings of the keys.
-    #[error(transparent)]
-    Keys(#[from] KeyError),
-    /// What was asked for does not exist.
-    #[error("{0}")]
-    Nothing(String),
-    /// A dump was read to its end, and could not be stored.
-    #[error("the dump was read and not stored; the log says why")]
-    Unpublished,
-    /// Some orgs have no new snapshot. Each was told.
-    #[error("{0} dumps failed")]
-    Dumps(usize),
-    /// The rooms could not be put together.
-    #[error(transparent)]
-    App(#[from] AppError),
-    /// The database.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A dump.
-    #[error(transparent)]
-    Dump(#[from] DumpError),
-    /// A stored manifest is damaged.
-    #[error("a manifest in the store is damaged")]
-    Manifest(#[from] ManifestError),
-    /// Standard output can't be written.
-    #[error("the output can't be written")]
-    Output(#[from] std::io::Error),
-}
-
-impl CliError {
-    fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
-            Self::Config(_) | Self::Keys(_) => 3,
-            Self::App(AppError::Catalog { .. } | AppError::CatalogFile { .. }) => 3,
-            _ => 1,
-        })
-    }
-
-    /// Each error on a line, with what caused it.
-    fn print(&self) {
+impl Job {
+    async fn carry_out(self, config: &Config) -> Result<(), CliError> {
         match self {
-            Self::Config(errors) => errors.0.iter().for_each(|error| eprintln!("error: {}", Chain(error))),
-            other => eprintln!("error: {}", Chain(other)),
+            Self::Migrate(args) => {
+                let tasks = Tasks::new();
+                let done = migrate::run(&args, config, &tasks).await;
+                tasks.shutdown(app::END_WITHIN).await.map_err(AppError::Close)?;
+                done
+            }
+            Self::Dump(args) => {
+                let rooms = Rooms::open(config).await?;
+                let done = dump::run(args, &rooms, &config.freshness).await;
+                rooms.close().await?;
+                done
+            }
+            Self::Snapshots(args) => {
+                let tasks = Tasks::new();
+                let store = app::open_store(config, &tasks).await?;
+                snapshots::run(args, &*store).await
+            }
+            Self::Token(args) => token::run(args, config),
+            Self::Seed(args) => {
+                if config.postgres.url.is_empty() {
+                    return Err(AppError::NoDatabase.into());
+                }
+                let made = seed::seed(&config.postgres.url, args.scale, args.reset, &seed::progress_bar()).await?;
+                print!("{made}");
+                Ok(())
+            }
         }
     }
+}
+
+/// Progress and results are what a command says. The log only tells what is wrong, unless the environment wants more.
+fn log_quietly(layers: &Layers, config: &Config) -> Result<(), CliError> {
+    let mut log = config.log.clone();
+    let filter = layers.in_force().iter().find(|entry| entry.setting.path == "log.filter");
+    if !filter.is_some_and(|entry| matches!(entry.origin, Origin::Environment(_))) {
+        log.filter = QUIET.to_owned();
+    }
+    Ok(telemetry::init(&log)?)
 }

@@ -57,6 +57,11 @@ pub struct InForce {
 }
 
 impl InForce {
+    /// Whether it is another value than the default.
+    pub fn is_changed(&self) -> bool {
+        self.value != self.setting.default
+    }
+
     /// The value as it may be shown, in TOML's notation.
     pub fn shown(&self) -> Value {
         match &self.value {

@@ -17,6 +17,7 @@ pub mod secret;
 pub mod setting;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,9 +25,13 @@ use crate::auth::AuthSettings;
 pub use crate::config::layers::{InForce, Layers, Origin};
 use crate::dump::DumpSettings;
 use crate::dump::policy::Limits;
+use crate::http::HttpSettings;
+use crate::http::admin::AdminSettings;
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::source::postgres::pool::PoolSettings;
 use crate::source::postgres::scan::ScanSettings;
+use crate::source::postgres::watermark::WatermarkSettings;
+use crate::store::StoreSettings;
 use crate::telemetry::LogSettings;
 
 /// Every setting of the service, by section.
@@ -34,19 +39,23 @@ use crate::telemetry::LogSettings;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The models.
-    pub catalog: CatalogSettings,
+    pub catalog: CatalogSection,
     /// The application's database.
-    pub postgres: PostgresSettings,
+    pub postgres: PostgresSection,
     /// How dumps read it.
     pub scan: ScanSettings,
     /// Where snapshots are kept.
-    pub store: StoreSettings,
+    pub store: StoreSection,
     /// How they are made.
     pub dump: DumpSettings,
     /// When they are made anew.
     pub freshness: Limits,
     /// What a bootstrap allows.
     pub bootstrap: BootstrapSettings,
+    /// How far open writers may hold the watermark back.
+    pub watermark: WatermarkSettings,
+    /// How clients are served.
+    pub http: HttpSettings,
     /// The admin listener.
     pub admin: AdminSettings,
     /// Who is let in.
@@ -58,20 +67,17 @@ pub struct Config {
 /// `[catalog]`
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CatalogSettings {
+pub struct CatalogSection {
     /// The catalog file.
     pub path: PathBuf,
 }
 
 /// `[postgres]`
 #[derive(Clone, Serialize, Deserialize)]
-pub struct PostgresSettings {
+pub struct PostgresSection {
     /// The primary; empty: not set.
     #[serde(default)]
     pub url: String,
-    /// A standby to scan from; empty: none.
-    #[serde(default)]
-    pub replica_url: String,
     /// Seconds to wait at the start for it to answer.
     pub startup_wait_s: u64,
     /// The connections to each server.
@@ -81,24 +87,19 @@ pub struct PostgresSettings {
 
 /// `[store]`
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreSettings {
+pub struct StoreSection {
     /// Which store, and where.
     pub url: String,
-    /// How long a replaced snapshot stays readable.
-    pub grace_s: u64,
-    /// How long packs may wait to be published.
-    pub unpublished_s: u64,
-    /// Memory for packs.
-    pub cache_bytes: u64,
+    /// What holds for all stores, and what for each kind.
+    #[serde(flatten)]
+    pub settings: StoreSettings,
 }
 
-/// `[admin]`
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdminSettings {
-    /// Where probes, metrics and the operations API listen.
-    pub listen: String,
+impl PostgresSection {
+    /// How long to wait at the start for the database to answer.
+    pub fn startup_wait(&self) -> Duration {
+        Duration::from_secs(self.startup_wait_s)
+    }
 }
 
 impl Config {

@@ -84,8 +84,6 @@ fn is_scheme(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     #[test]
@@ -110,19 +108,5 @@ mod tests {
         }
         assert_eq!(Secrecy::Whole.mask("hunter2://x"), "***");
         assert_eq!(Secrecy::Open.mask("postgres://u:p@h"), "postgres://u:p@h");
-    }
-
-    #[test]
-    fn files_lose_their_last_line_break_and_must_hold_something() {
-        let file = |content: &[u8]| {
-            let mut file = tempfile::NamedTempFile::new().unwrap();
-            file.write_all(content).unwrap();
-            file
-        };
-        assert_eq!(read_file(file(b"hunter2\n").path()).unwrap(), "hunter2");
-        assert_eq!(read_file(file(b" hun\nter2 \r\n").path()).unwrap(), " hun\nter2 ");
-        assert!(read_file(file(b"\n").path()).unwrap_err().to_string().contains("empty"));
-        assert!(read_file(file(&[b'a'; 70_000]).path()).unwrap_err().to_string().contains("longer"));
-        assert_eq!(read_file(Path::new("/nowhere")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

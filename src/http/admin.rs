@@ -2,18 +2,34 @@
 //!
 //! It asks for no token: who reaches its port may read it. It tells hosts and sessions.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::metrics::{self, Metrics};
 use crate::serve::{Health, PartHealth, Service};
+
+/// Where operators reach the service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminSettings {
+    /// The address and port of the operators' listener. Default: 127.0.0.1:8081, this machine only. It asks for no
+    /// token: never make it public.
+    pub listen: SocketAddr,
+}
+
+impl Default for AdminSettings {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8081)) }
+    }
+}
 
 /// What `/readyz` says.
 #[derive(Serialize)]
@@ -45,7 +61,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     (code, Json(Readiness { status, parts })).into_response()
 }
 
-/// All metrics.
-async fn render(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], admin.metrics.encode())
+/// All metrics, in the OpenMetrics text format.
+async fn render(State(admin): State<Arc<Admin>>) -> Response {
+    ([(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE))], admin.metrics.encode()).into_response()
 }

@@ -47,12 +47,12 @@ mod tests {
         let now = SystemTime::now();
         let token = settings.mint(&claims, now, Duration::from_secs(60)).unwrap();
         let keys = settings.keys().unwrap();
-        let identify = |lines: &[String]| {
+        let verdict = |lines: &[String]| {
             let lines = lines.iter().map(|line| (AUTHORIZATION, HeaderValue::from_str(line).unwrap()));
             identify_at(&lines.collect(), &keys, now)
         };
         for good in [format!("Bearer {token}"), format!("bearer  {token} ")] {
-            assert_eq!(identify(&[good]).unwrap(), claims);
+            assert_eq!(verdict(&[good]).unwrap(), claims);
         }
         let good = format!("Bearer {token}");
         for bad in [
@@ -66,7 +66,7 @@ mod tests {
             vec![format!("Bearer {token} {token}")],
             vec![good.clone(), good],
         ] {
-            assert!(matches!(identify(&bad), Err(HttpError::Unauthenticated(_))), "{bad:?}");
+            assert!(matches!(verdict(&bad), Err(HttpError::Unauthenticated(_))), "{bad:?}");
         }
     }
 }

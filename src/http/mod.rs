@@ -105,11 +105,11 @@ pub enum HttpSettingsError {
         /// Which one.
         setting: &'static str,
         /// What it is.
-        value: usize,
+        value: u64,
         /// The least.
-        min: usize,
+        min: u64,
         /// The most.
-        max: usize,
+        max: u64,
     },
 }
 
@@ -118,9 +118,12 @@ impl HttpSettings {
     fn rules(&self, metrics: Metrics) -> Result<Rules, HttpSettingsError> {
         let bounded = [
             // hyper itself takes no URI beyond 65,534 bytes and answers without a body then.
-            ("max_uri_bytes", self.max_uri_bytes, 1024, 60_000),
-            ("max_header_bytes", self.max_header_bytes, 1024, 60_000),
-            ("max_connections", self.max_connections, 1, 1_000_000),
+            ("max_uri_bytes", self.max_uri_bytes as u64, 1024, 60_000),
+            ("max_header_bytes", self.max_header_bytes as u64, 1024, 60_000),
+            ("max_connections", self.max_connections as u64, 1, 1_000_000),
+            ("idle_timeout_s", self.idle_timeout_s, 1, 86_400),
+            ("answer_deadline_s", self.answer_deadline_s, 1, 604_800),
+            ("shutdown_grace_s", self.shutdown_grace_s, 0, 86_400),
         ];
         for (setting, value, min, max) in bounded {
             if !(min..=max).contains(&value) {

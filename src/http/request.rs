@@ -29,6 +29,8 @@ use crate::wire::trailer;
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken from a caller.
 const MAX_REQUEST_ID: usize = 64;
+/// How much of a path is logged, in characters; those that lead somewhere are shorter.
+const MAX_LOGGED_PATH: usize = 200;
 
 /// What is known of a request while it is worked on. Handlers fill in what the log line should tell.
 #[derive(Debug)]
@@ -107,7 +109,7 @@ impl Rules {
 pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, next: Next) -> Response {
     let context = Arc::new(RequestContext::new(request.headers()));
     let method = request.method().clone();
-    let path = request.uri().path().to_owned();
+    let path: String = request.uri().path().chars().take(MAX_LOGGED_PATH).collect();
     let origin = request.headers().get(ORIGIN).cloned();
 
     let preflight = rules.cors.as_ref().and_then(|cors| cors.preflight(&method, request.headers()));

@@ -6,7 +6,7 @@
 //! When the service is told to stop, listening ends at once, idle connections are closed, and answers in progress may
 //! go on for a grace period. What is not finished then is dropped: the client sees a broken transfer, not an end.
 
-use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,19 +28,13 @@ use crate::task::Tasks;
 /// Beyond it there is no telling what the request was: it gets a bare 431 and its connection is closed.
 const MAX_HEAD: usize = 128 << 10;
 
-/// Listens on an address. Small writes (a head, the last frame) are sent at once.
-///
-/// # Errors
-/// When the address is taken or not this machine's.
-pub async fn listen(
-    address: std::net::SocketAddr,
-) -> io::Result<impl Listener<Io = TcpStream, Addr = std::net::SocketAddr>> {
-    let listener = TcpListener::bind(address).await?;
-    Ok(listener.tap_io(|stream| {
+/// A listener whose connections send small writes (a head, the last frame) at once.
+pub fn without_delay(listener: TcpListener) -> impl Listener<Io = TcpStream, Addr = SocketAddr> {
+    listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection keeps Nagle's algorithm");
         }
-    }))
+    })
 }
 
 /// Serves until `stop` is cancelled, and then until the last connection has ended or was dropped. Dropping the future

@@ -41,7 +41,7 @@ struct Door {
 
 /// Serves answers at `/`, each made by the function, under the default settings but for `change`.
 async fn door(make: impl Fn() -> Answer + Clone + Send + Sync + 'static, change: impl Fn(&mut HttpSettings)) -> Door {
-    let listener = server::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
     door_on(listener, make, change)
 }
 

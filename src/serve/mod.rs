@@ -48,8 +48,10 @@ struct Shared {
 #[derive(Clone, Debug, Serialize)]
 pub struct PartHealth {
     /// Its name: `database`, `store`.
+    #[serde(rename = "name")]
     pub part: &'static str,
     /// What it can do now.
+    #[serde(rename = "status")]
     pub state: Health,
     /// Why it is not well. For operators: it may name hosts and sessions.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -8,7 +8,7 @@ pub mod migrate;
 pub mod postgres;
 pub mod sql;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -60,6 +60,13 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// What keeps the database from answering.
     async fn pending(&self, orgs: &[(Org, SyncId)], cap: u64) -> Result<Vec<u64>, SourceError>;
+
+    /// The models, by index, whose changes are not all logged, each with the fault and the mend: nothing of them may be
+    /// served. A fault is noticed within seconds.
+    ///
+    /// # Errors
+    /// What keeps the database from answering.
+    async fn unlogged(&self) -> Result<Arc<BTreeMap<usize, SourceError>>, SourceError>;
 
     /// Every org that exists now, in no order.
     ///

@@ -17,6 +17,9 @@ use crate::task::Tasks;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreSettings {
+    /// Where snapshots are kept: `file:///folder` on this machine, `mongodb://…` or `mongodb+srv://…` shared by many
+    /// instances, `memory:` until the process ends. May hold a password.
+    pub url: String,
     /// Seconds a replaced or deleted snapshot stays readable. Longer than the longest answer, or slow readers break.
     /// Costs the space of the packs replaced meanwhile.
     pub grace_s: u64,
@@ -34,6 +37,7 @@ pub struct StoreSettings {
 impl Default for StoreSettings {
     fn default() -> Self {
         Self {
+            url: "file:///var/lib/headstart".to_owned(),
             grace_s: 2 * 60 * 60,
             unpublished_s: 6 * 60 * 60,
             folder: FolderSettings::default(),

@@ -3,15 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
+use headstart::auth::AuthSettings;
+use headstart::config::secret::read_file;
 use headstart::config::setting::settings;
 use headstart::config::{Config, ConfigErrors, InForce, Layers, Origin};
 use headstart::dump::DumpSettings;
+use headstart::http::HttpSettings;
+use headstart::http::admin::AdminSettings;
 use headstart::serve::bootstrap::BootstrapSettings;
 use headstart::source::postgres::pool::PoolSettings;
 use headstart::source::postgres::scan::ScanSettings;
+use headstart::source::postgres::watermark::WatermarkSettings;
+use headstart::store::StoreSettings;
 use tempfile::NamedTempFile;
 
 fn file(text: &str) -> NamedTempFile {
@@ -63,10 +69,19 @@ fn the_embedded_file_and_the_structs_hold_the_same_settings() {
     let in_file = settings().into_iter().map(|it| (it.path, serde_json::to_value(it.default).unwrap().to_string()));
     assert_eq!(fields, in_file.collect());
     // Rooms with a default of their own, for their tests.
-    assert_eq!(config.dump, DumpSettings::default());
-    assert_eq!(config.bootstrap, BootstrapSettings::default());
-    assert_eq!(config.postgres.pool, PoolSettings::default());
-    assert_eq!(config.scan, ScanSettings::default());
+    same(&config.postgres.pool, &PoolSettings::default());
+    same(&config.scan, &ScanSettings::default());
+    same(&config.watermark, &WatermarkSettings::default());
+    same(&config.store.settings, &StoreSettings::default());
+    same(&config.dump, &DumpSettings::default());
+    same(&config.bootstrap, &BootstrapSettings::default());
+    same(&config.http, &HttpSettings::default());
+    same(&config.admin, &AdminSettings::default());
+    same(&config.auth, &AuthSettings::default());
+}
+
+fn same<T: serde::Serialize>(one: &T, other: &T) {
+    assert_eq!(serde_json::to_value(one).unwrap(), serde_json::to_value(other).unwrap());
 }
 
 #[test]
@@ -137,12 +152,16 @@ fn wrong_types_and_ranges_name_the_setting_the_place_and_what_is_expected() {
         ("[dump]\nbackground = 1\n", "true or false"),
         ("[postgres]\nurl = 5\n", "a text"),
         ("[postgres]\nurl_file = 5\n", "the name of a file"),
+        ("[http]\nlisten = \"localhost\"\n", "`http.listen` ("),
+        ("[http]\ncors_origins = \"x\"\n", "a list of texts"),
         ("[log]\nformat = \"xml\"\n", "`human` or `json`"),
         ("[log]\nfilter = \"inof\"\n", "no level"),
     ] {
         let said = fault(text, &[]);
         assert!(said.contains(expected), "{text:?} gets {said:?}");
     }
+    let layers = read("", &[("HEADSTART_HTTP_CORS_ORIGINS", "https://a.example, https://b.example")]).unwrap();
+    assert_eq!(Config::new(&layers).unwrap().http.cors_origins, ["https://a.example", "https://b.example"]);
     // A room's own refusal names the setting and the place too.
     assert!(fault("", &[("HEADSTART_LOG_FORMAT", "xml")]).contains("`log.format` (environment HEADSTART_LOG_FORMAT)"));
 }
@@ -177,9 +196,23 @@ fn secrets_come_from_files_and_never_show() {
 fn settings_that_do_not_fit_together_are_refused() {
     for (text, settings) in [
         ("[freshness]\nsoft_pending = 10\nhard_pending = 9\n", "freshness.soft_pending, freshness.hard_pending"),
+        ("[store]\ngrace_s = 3600\n", "store.grace_s, http.answer_deadline_s"),
+        ("[admin]\nlisten = \"127.0.0.1:8080\"\n", "http.listen, admin.listen"),
+        ("[scan]\nconnections = 8\n", "scan.connections, postgres.max_connections"),
+        ("[dump]\nconcurrent = 8\n", "dump.concurrent, postgres.max_connections"),
         ("[freshness]\nsoft_age_s = 10\nhard_age_s = 9\n", "freshness.soft_age_s, freshness.hard_age_s"),
     ] {
         let said = fault(text, &[]);
         assert!(said.starts_with(settings), "{said}");
     }
+}
+
+#[test]
+fn secret_files_lose_their_last_line_break_and_must_hold_something() {
+    let read = |content: &str| read_file(file(content).path());
+    assert_eq!(read("hunter2\n").unwrap(), "hunter2");
+    assert_eq!(read(" hun\nter2 \r\n").unwrap(), " hun\nter2 ");
+    assert!(read("\n").unwrap_err().to_string().contains("empty"));
+    assert!(read(&"a".repeat(70_000)).unwrap_err().to_string().contains("longer"));
+    assert_eq!(read_file(Path::new("/nowhere")).unwrap_err().kind(), ErrorKind::NotFound);
 }

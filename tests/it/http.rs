@@ -14,6 +14,7 @@ use headstart::store::MemoryStore;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::world::{World, caller, org, retention};
@@ -42,7 +43,7 @@ impl Door {
 
     async fn with(settings: HttpSettings, world: World) -> Self {
         let auth = AuthSettings { hs256_secret: Some(Secret::new("k".repeat(32))), ..AuthSettings::default() };
-        let listener = server::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let address = axum::serve::Listener::local_addr(&listener).unwrap();
         let router = http::router(world.service.clone(), auth.keys().unwrap(), Metrics::new(), &settings).unwrap();
         let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
@@ -398,7 +399,7 @@ fn settings_that_make_no_sense_are_refused_by_name() {
 async fn operators_see_what_is_down() {
     let world = World::new();
     let router = http::admin::router(world.service.clone(), Metrics::new());
-    let listener = server::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = axum::serve::Listener::local_addr(&listener).unwrap();
     let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
     let stopped = stop.clone();

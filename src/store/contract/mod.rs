@@ -26,7 +26,7 @@ const LONG: Retention =
     Retention { grace: Duration::from_secs(24 * 60 * 60), unpublished: Duration::from_secs(24 * 60 * 60) };
 
 /// Everything expires while the suite runs, but not while it makes a few calls.
-const SHORT: Retention = Retention { grace: Duration::from_secs(2), unpublished: Duration::from_secs(4) };
+const SHORT: Retention = Retention { grace: Duration::from_secs(2), unpublished: Duration::from_secs(3) };
 
 /// Runs the suite. `open` makes a store with these times in an empty place of its own, at each call another.
 ///

@@ -56,6 +56,8 @@ async fn a_snapshot_is_read_as_it_was_published(store: &dyn SnapshotStore) {
     draft.publish(store, &slot, Generation::NONE).await.expect("asking again after a lost answer");
     assert_eq!(published(store, &slot).await, (1, Some(draft.facts.id)));
 
+    store.put_pack(&other.org, draft.pack(0), Bytes::from_static(b"of another org")).await.expect("put");
+    draft.assert_readable(store, &slot).await;
     let replaced = Bytes::from_static(b"the same pack, put again");
     store.put_pack(&slot.org, PackId { snapshot: draft.facts.id, number: 9 }, Bytes::new()).await.expect("put");
     store.put_pack(&slot.org, PackId { snapshot: draft.facts.id, number: 9 }, replaced.clone()).await.expect("put");
@@ -159,8 +161,11 @@ async fn a_dump_from_before_a_deletion_is_refused(store: &dyn SnapshotStore) {
 async fn any_size_is_kept(store: &dyn SnapshotStore) {
     let slot = new_slot();
     // Every eight bytes are different, so that parts which come back in another order are seen.
-    let counted =
-        |from: u64, len: u64| Bytes::from((from..from + len / 8).flat_map(u64::to_le_bytes).collect::<Vec<_>>());
+    let counted = |from: u64, len: u64| {
+        let mut bytes = Vec::with_capacity(len as usize);
+        (from..from + len / 8).for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
+        Bytes::from(bytes)
+    };
     let mut draft = Draft::new(3, &[]);
     draft.packs[0].1 = counted(1, 20 << 20);
     draft.packs[1].1 = Bytes::new();

@@ -1,7 +1,7 @@
 //! Packs and manifests: bytes of any size under a key, split over documents, with an expiry mark.
 //!
 //! ```text
-//! { _id: "<key>/<part>", org, key, part, parts, data, held, touchedAt, expireAt? }
+//! { _id: { org, key, part }, org, key, part, parts, data, held, touchedAt, expireAt? }
 //! ```
 //! `held` says that a head names it or is about to; then there is no `expireAt`, and a TTL index removes no document
 //! without one. Both change together. A document is a few MiB, so whatever only asks about documents is answered by
@@ -80,8 +80,11 @@ impl Blobs {
                 "key": key, "part": part as i64, "parts": parts as i64, "held": false,
                 "data": { "$literal": data }, "touchedAt": "$$NOW", "expireAt": from_now(keep),
             };
-            let filter = doc! { "_id": format!("{key}/{part}"), "org": org.as_str() };
-            self.documents.update_one(filter, vec![doc! { "$set": set }]).upsert(true).await.map_err(fault)?;
+            self.documents
+                .update_one(filter(org, key, part as i64), vec![doc! { "$set": set }])
+                .upsert(true)
+                .await
+                .map_err(fault)?;
         }
         Ok(())
     }
@@ -102,8 +105,8 @@ impl Blobs {
 
     async fn part(&self, org: &Org, key: &str, part: u32) -> Result<(Bytes, u32), StoreError> {
         let options = FindOptions::builder().limit(-1).projection(doc! { "_id": 0, "parts": 1, "data": 1 }).build();
-        let filter = doc! { "_id": format!("{key}/{part}"), "org": org.as_str() };
-        let mut found = self.documents.find(filter).with_options(options).batch().await.map_err(fault)?;
+        let mut found =
+            self.documents.find(filter(org, key, part.into())).with_options(options).batch().await.map_err(fault)?;
         match found.try_next().await.map_err(fault)?.map(PartBytes::of).transpose()?.flatten() {
             Some((data, parts)) => Ok((Bytes::from_owner(data), parts)),
             None => Err(self.missing(key)),
@@ -192,7 +195,8 @@ impl Blobs {
 
     /// The orgs that have blobs here.
     pub async fn orgs(&self) -> Result<Vec<Org>, StoreError> {
-        let stages = [doc! { "$group": { "_id": "$org" } }];
+        // Sorted, it skips from org to org in the index.
+        let stages = [doc! { "$sort": { "org": 1 } }, doc! { "$group": { "_id": "$org" } }];
         let found = self.documents.aggregate(stages).await.map_err(fault)?;
         let ids = found.map_ok(|group| Org::new(group.get_str("_id").unwrap_or_default()));
         ids.try_collect().await.map_err(fault)
@@ -220,6 +224,11 @@ impl Blobs {
         let removed = self.documents.delete_many(expired(0.into())).await.map_err(fault)?;
         Ok(removed.deleted_count)
     }
+}
+
+/// One document. The org stands beside the id for clusters sharded by org.
+fn filter(org: &Org, key: &str, part: i64) -> Document {
+    doc! { "_id": { "org": org.as_str(), "key": key, "part": part }, "org": org.as_str() }
 }
 
 /// Whether a document was last touched longer ago than this, by the server's clock.

@@ -64,8 +64,8 @@ const DEFAULT_DATABASE: &str = "headstart";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MongoSettings {
-    /// Milliseconds for one call. Publishing, deleting and each org of a sweep are several statements and may take six
-    /// times as long.
+    /// Milliseconds for one call. Publishing, deleting, listing all heads and each org of a sweep may take six times
+    /// as long.
     pub timeout_ms: u64,
     /// Milliseconds to connect, TLS included.
     pub connect_timeout_ms: u64,
@@ -203,7 +203,7 @@ impl SnapshotStore for MongoStore {
     }
 
     async fn heads(&self) -> Result<Vec<(Slot, Head)>, StoreError> {
-        self.call(self.timeout, async move |store| store.heads.all().await).await
+        self.call(self.long(), async move |store| store.heads.all().await).await
     }
 
     async fn manifest(&self, slot: &Slot, snapshot: SnapshotId) -> Result<Bytes, StoreError> {

@@ -39,7 +39,9 @@ impl Collections {
         let all: Vec<String> = facts.packs.iter().map(ToString::to_string).collect();
         if let Some(lacking) = self.packs.first_lacking(org, &all).await? {
             self.drop_unpublished(org, facts).await;
-            return Err(self.packs.missing(&lacking));
+            // A pack to take over is on its way out when another publisher was faster.
+            let moved = self.heads.read(slot).await?.generation != over;
+            return Err(if moved { StoreError::Conflict } else { self.packs.missing(&lacking) });
         }
         if held_at.elapsed() > self.orphaned() / 2 {
             self.drop_unpublished(org, facts).await;

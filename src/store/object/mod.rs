@@ -167,7 +167,11 @@ impl SnapshotStore for BucketStore {
         }
         facts.check_reuse(newest.as_ref().and_then(|newest| newest.current.as_ref()).map(|(_, facts)| facts))?;
         self.bucket.put(&paths::manifest(&org_root, facts.id), manifest.into()).await.map_err(fault)?;
-        self.check_packs(&org_root, facts).await?;
+        if let Err(error) = self.check_packs(&org_root, facts).await {
+            // A pack to take over is gone when another publisher was faster.
+            let moved = self.newest(slot).await?.map_or(Generation::NONE, |newest| newest.generation) != over;
+            return Err(if moved { StoreError::Conflict } else { error });
+        }
         if heads::create(&*self.bucket, &slot_root, over.next(), Some((slot, facts))).await? {
             return Ok(());
         }
