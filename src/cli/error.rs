@@ -54,6 +54,14 @@ pub enum CliError {
     /// The demonstration workspace.
     #[error(transparent)]
     Seed(#[from] SeedError),
+    /// `check` found errors; each was told.
+    #[error("errors: {errors}, warnings: {warnings}")]
+    Findings {
+        /// How many errors; not zero.
+        errors: usize,
+        /// How many warnings.
+        warnings: usize,
+    },
     /// What was asked for does not exist.
     #[error("{0}")]
     Nothing(String),

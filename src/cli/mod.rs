@@ -3,6 +3,7 @@
 //! Floor 7. What is asked for goes to standard output, aligned for people on a terminal and plain in a pipe; everything
 //! else (progress, warnings, the log, errors) goes to standard error.
 
+pub mod check;
 pub mod config;
 pub mod dump;
 mod error;
@@ -29,6 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   headstart seed --scale small            a workspace to try it with
   headstart migrate --apply               the change log in the database
+  headstart check                         whether all is in order
   headstart serve                         the service
   headstart token --org 7 --user 42       a token for it
   headstart dump --all                    snapshots for every org whose own is not fresh
@@ -71,6 +73,8 @@ enum Command {
 /// The commands that do one thing and end.
 #[derive(Subcommand)]
 enum Job {
+    /// Look at the settings, the catalog, the database and the store, and say what is wrong and how to mend it
+    Check,
     /// Print what the change log needs in the database, or make it
     Migrate(migrate::MigrateArgs),
     /// Make snapshots now, of one org or of all
@@ -120,22 +124,20 @@ impl Cli {
 impl Job {
     async fn carry_out(self, config: &Config) -> Result<(), CliError> {
         match self {
-            Self::Migrate(args) => {
-                let tasks = Tasks::new();
-                let done = migrate::run(&args, config, &tasks).await;
-                tasks.shutdown(app::END_WITHIN).await.map_err(AppError::Close)?;
-                done
-            }
+            Self::Check => with_tasks(async |tasks| check::run(config, tasks).await).await,
+            Self::Migrate(args) => with_tasks(async |tasks| migrate::run(&args, config, tasks).await).await,
             Self::Dump(args) => {
                 let rooms = Rooms::open(config).await?;
                 let done = dump::run(args, &rooms, &config.freshness).await;
-                rooms.close().await?;
-                done
+                let closed = rooms.close().await;
+                done.and(closed.map_err(CliError::from))
             }
             Self::Snapshots(args) => {
-                let tasks = Tasks::new();
-                let store = app::open_store(config, &tasks).await?;
-                snapshots::run(args, &*store).await
+                with_tasks(async |tasks| {
+                    let store = app::open_store(config, tasks).await?;
+                    snapshots::run(args, &*store).await
+                })
+                .await
             }
             Self::Token(args) => token::run(args, config),
             Self::Seed(args) => {
@@ -148,6 +150,14 @@ impl Job {
             }
         }
     }
+}
+
+/// Gives the work tasks of its own, and ends them with it.
+async fn with_tasks(work: impl AsyncFnOnce(&Tasks) -> Result<(), CliError>) -> Result<(), CliError> {
+    let tasks = Tasks::new();
+    let done = work(&tasks).await;
+    let ended = tasks.shutdown(app::END_WITHIN).await;
+    done.and(ended.map_err(|error| AppError::from(error).into()))
 }
 
 /// Progress and results are what a command says. The log only tells what is wrong, unless the environment wants more.

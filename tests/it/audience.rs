@@ -71,18 +71,43 @@ impl Audience {
                            AND mode = 'RowExclusiveLock' AND granted)";
         let row = observer.query_one(sql, &[]).await.expect("read the watermark");
         let free = row.get::<_, i64>(1) == 0;
-        let from = self.followers.iter().map(|follower| follower.cursor).min().unwrap_or(self.watermark);
         if free {
             self.watermark = row.get(0);
-        }
-        let lines = self.lines(observer, from).await;
-        let rows = self.rows(observer).await;
-        if free {
-            for follower in &mut self.followers {
-                follower.catch_up(&lines, &rows, self.watermark);
+            let rows = self.catch_up(observer).await;
+            for follower in &self.followers {
                 follower.compare(&rows)?;
             }
         }
+        self.bootstrap(observer).await;
+        Ok(())
+    }
+
+    /// The same while writers are at work, up to a watermark that was found just before. Nothing can be compared: the
+    /// rows are newer than the watermark.
+    pub async fn live_turn(&mut self, observer: &Client, watermark: i64) {
+        self.watermark = watermark;
+        self.catch_up(observer).await;
+        self.bootstrap(observer).await;
+    }
+
+    /// Clients of so many turns are enough: the oldest go.
+    pub fn forget_all_but(&mut self, turns: usize) {
+        let oldest = self.turns.saturating_sub(turns);
+        self.followers.retain(|follower| follower.born > oldest);
+    }
+
+    async fn catch_up(&mut self, observer: &Client) -> BTreeMap<Key, Row> {
+        let from = self.followers.iter().map(|follower| follower.cursor).min().unwrap_or(self.watermark);
+        let lines = self.lines(observer, from).await;
+        let rows = self.rows(observer).await;
+        for follower in &mut self.followers {
+            follower.catch_up(&lines, &rows, self.watermark);
+        }
+        rows
+    }
+
+    async fn bootstrap(&mut self, observer: &Client) {
+        let rows = self.rows(observer).await;
         self.turns += 1;
         for org in &self.orgs {
             for group in &self.groups {
@@ -97,13 +122,6 @@ impl Audience {
                 self.followers.push(follower);
             }
         }
-        Ok(())
-    }
-
-    /// Clients of so many turns are enough: the oldest go.
-    pub fn forget_all_but(&mut self, turns: usize) {
-        let oldest = self.turns.saturating_sub(turns);
-        self.followers.retain(|follower| follower.born > oldest);
     }
 
     async fn lines(&self, observer: &Client, from: i64) -> Vec<Line> {

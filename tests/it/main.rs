@@ -1,7 +1,10 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
 
+mod app;
 mod audience;
 mod bootstrap;
+mod check;
+mod chorus;
 mod cli;
 mod columns;
 mod config;

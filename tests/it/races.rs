@@ -196,6 +196,64 @@ fn orders(steps: [usize; 2]) -> Vec<Vec<usize>> {
         .collect()
 }
 
+/// Lets a child's writer stop after it has read its parent and before it draws an id, for as long as someone holds the
+/// advisory lock 77.
+const GATE: &str = "
+    ALTER FUNCTION headstart_write RENAME TO headstart_write_now;
+    CREATE FUNCTION headstart_write(model text, a text, b text, c text[], d text, e text, f text[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        IF current_setting('test.gate', true) = 'on' THEN PERFORM pg_advisory_xact_lock_shared(77); END IF;
+        PERFORM public.headstart_write_now(model, a, b, c, d, e, f);
+    END $$";
+
+impl Arena {
+    /// The child's writer stops in the middle of its statement; the mover does all it can meanwhile.
+    async fn play_gated(&mut self, statements: [&str; 2], gate: &Client) {
+        self.rounds += 1;
+        let prefix = format!("n{}", self.rounds);
+        let here = |sql: &str| sql.replace('#', &prefix);
+        self.observer.batch_execute(&here(ROWS)).await.unwrap();
+        let mut audience =
+            Audience::new(&[format!("{prefix}x"), format!("{prefix}y")], &["team:a", "team:b", "team:c"]);
+        let about = format!("{statements:?} with the first one stopped");
+        let [mut child, mut mover] = [self.session().await, self.session().await];
+        child.client().batch_execute("SET test.gate = 'on'").await.unwrap();
+        let fail = |fault| panic!("{about}: {fault}");
+        audience.turn(&self.observer).await.unwrap_or_else(fail);
+        gate.batch_execute("SELECT pg_advisory_lock(77)").await.unwrap();
+        let begun = child.start(&format!("BEGIN; {}", here(statements[0])), &self.observer).await;
+        assert!(matches!(begun, Progress::Blocked), "{about}: {begun:?}");
+        let moved = mover.start(&format!("BEGIN; {}", here(statements[1])), &self.observer).await;
+        if let Progress::Done(done) = &moved {
+            done.as_ref().unwrap_or_else(|error| panic!("{about}: {error:?}"));
+            mover.client().batch_execute("COMMIT").await.unwrap();
+            audience.turn(&self.observer).await.unwrap_or_else(fail);
+        }
+        gate.batch_execute("SELECT pg_advisory_unlock(77)").await.unwrap();
+        child.end().await.unwrap_or_else(|error| panic!("{about}: {error:?}"));
+        child.client().batch_execute("COMMIT").await.unwrap();
+        audience.turn(&self.observer).await.unwrap_or_else(fail);
+        if let Progress::Blocked = moved {
+            mover.end().await.unwrap_or_else(|error| panic!("{about}: {error:?}"));
+            mover.client().batch_execute("COMMIT").await.unwrap();
+            audience.turn(&self.observer).await.unwrap_or_else(fail);
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_misses_a_child_whose_writer_is_stopped_halfway() {
+    let mut arena = Arena::new(tracker::TABLES).await;
+    arena.observer.batch_execute(GATE).await.unwrap();
+    let gate = arena.database.connect().await;
+    for child in CHILD_WRITES {
+        for moved in MOVES {
+            arena.play_gated([child, moved], &gate).await;
+        }
+    }
+}
+
 async fn all(tables: &str, setup: &str, children: &[&str], moves: &[&str], levels: &[[&str; 2]]) {
     let mut arena = Arena::new(tables).await;
     for child in children {

@@ -69,6 +69,8 @@ pub struct FoundColumn {
     pub array: bool,
     /// Whether PostgreSQL computes it.
     pub generated: bool,
+    /// Whether it may be null.
+    pub nullable: bool,
 }
 
 /// A catalog's filter as PostgreSQL reads it.
@@ -208,13 +210,19 @@ async fn read_table(client: &Client, table: &TableName) -> Result<Option<FoundTa
         permitted: row.get(2),
     };
     let sql = "SELECT a.attname::text, format_type(t.oid, NULL), format_type(coalesce(b.oid, t.oid), NULL),
-                      coalesce(b.typcategory, t.typcategory) = 'A', a.attgenerated <> ''
+                      coalesce(b.typcategory, t.typcategory) = 'A', a.attgenerated <> '',
+                      NOT a.attnotnull
                FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
                LEFT JOIN pg_type b ON b.oid = t.typbasetype
                WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped";
     for row in client.query(sql, &[&name]).await? {
-        let column =
-            FoundColumn { sql_type: row.get(1), base_type: row.get(2), array: row.get(3), generated: row.get(4) };
+        let column = FoundColumn {
+            sql_type: row.get(1),
+            base_type: row.get(2),
+            array: row.get(3),
+            generated: row.get(4),
+            nullable: row.get(5),
+        };
         found.columns.insert(row.get(0), column);
     }
     let sql = "SELECT n.nspname::text, c.relname::text

@@ -3,6 +3,7 @@
 //! [`PostgresSource`] puts the parts together; each part is a function over one connection.
 
 pub mod access;
+pub mod check;
 pub mod columns;
 pub mod copy;
 pub mod encode;

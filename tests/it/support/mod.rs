@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod dice;
 pub mod oracle;
+pub mod pooler;
 pub mod postgres;
 pub mod proxy;
 pub mod reader;

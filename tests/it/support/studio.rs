@@ -116,7 +116,7 @@ pub async fn fill(client: &Client, scale: i32) {
         SELECT row_number() OVER (), p.id, repeat(md5(n || p."displayName"), 1 + n % 5), n / 3.0, n % 7 = 0,
                '2024-02-29'::date + n
           FROM studio."Project" AS p, generate_series(1, {scale}) AS n;
-        INSERT INTO studio.note SELECT id, id, 'About ' || title, '{{"k": [1, 2,' || E'\n' || ' 3]}}' FROM studio.task
+        INSERT INTO studio.note SELECT id, id, 'About ' || title, ('{{"k": [1, 2,' || E'\n' || ' 3]}}')::json FROM studio.task
          WHERE id % 2 = 0;
         INSERT INTO studio.star SELECT n, 7 + n % 2, (ARRAY['ann', 'bob', 'cy'])[n % 3 + 1], n FROM generate_series(1, 60) AS n;
         INSERT INTO studio.circle_member VALUES
