@@ -111,8 +111,9 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
     let cache = PackCache::new(store.clone(), &config.store.settings.cache, tasks.clone());
     let (limits, bootstrap) = (config.freshness, config.bootstrap.clone());
     let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), limits, bootstrap);
-    let client_routes = http::router(service.clone(), keys, &config.http)?;
-    let admin_routes = admin::router(service, Metrics::new());
+    let metrics = Metrics::new();
+    let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http)?;
+    let admin_routes = admin::router(service, metrics);
 
     let stop_admin = CancellationToken::new();
     let operators =
