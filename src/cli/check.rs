@@ -61,13 +61,13 @@ pub async fn run(config: &Config, tasks: &Tasks) -> Result<(), CliError> {
     let mut findings = Findings::default();
     check_keys(config, &mut findings);
     let catalog = check_catalog(config, &mut findings);
-    if let Some((client, other)) = connect(config, tasks, &mut findings).await {
-        if let Some(catalog) = catalog {
-            let checked = check_database(&client, &other, &Arc::new(catalog), config, &mut findings).await;
-            if let Err(error) = checked {
-                let fault = Chain(&error).to_string();
-                findings.error("database", "postgres.url", fault, "the checks of the database ended here");
-            }
+    if let Some((client, other)) = connect(config, tasks, &mut findings).await
+        && let Some(catalog) = catalog
+    {
+        let checked = check_database(&client, &other, &Arc::new(catalog), config, &mut findings).await;
+        if let Err(error) = checked {
+            let fault = Chain(&error).to_string();
+            findings.error("database", "postgres.url", fault, "the checks of the database ended here");
         }
     }
     check_store(config, tasks, &mut findings).await;
