@@ -1,5 +1,50 @@
-//! Headstart (the map comes with the rooms).
-#![forbid(unsafe_code)]
+//! Headstart gives the clients of a local-first application a head start: the whole state of their organization as one
+//! fast HTTP stream, exactly up to a known change, made from the application's own PostgreSQL and kept as compressed
+//! snapshots. It never writes business data.
+//!
+//! This page is the map.
+//!
+//! # Floors
+//! Imports go down only, never up and never sideways; `tests/floors.rs` reads the sources and fails otherwise. It also
+//! knows in which room each foreign crate is at home.
+//!
+//! | floor | rooms | what they are |
+//! |--:|---|---|
+//! | 7 | [`app`], [`config`], [`telemetry`], [`cli`] | assembly, settings, the command line |
+//! | 6 | [`http`] | HTTP in, a stream of lines out; the only place with status codes |
+//! | 5 | [`serve`] | what the service does for a caller, without a word of HTTP |
+//! | 4 | [`dump`] | making snapshots: one scan an org, any number of readers |
+//! | 3 | [`source`], [`store`], [`auth`] | the two seams (the database, the snapshot store) and who a caller is |
+//! | 2 | [`snapshot`], [`wire`] | the formats: frames, packs, manifests; lines. Pure |
+//! | 1 | [`model`], [`metrics`], [`task`], [`chain`] | the words, and what every room needs |
+//!
+//! # Rules
+//! - Two seams only, [`source::Source`] and [`store::SnapshotStore`], each with a real second implementation. Below
+//!   them everything is a function or a struct.
+//! - Pure where it can be: the policy, the selection, the formats, the SQL and the tokens are tested without a server.
+//! - Only [`task`] spawns; every task has a name and ends with the service. Every queue and buffer has a bound, and its
+//!   documentation says what happens past it.
+//! - One error enum a room. Causes are kept for the log and never shown to callers.
+//! - Wall-clock time is an argument or the store's. Elapsed time is tokio's, so that tests can pause it.
+//! - An answer without its metadata line is not complete: after the first byte an error breaks the connection.
+//!
+//! # The walks
+//! Each goes straight down and comes back up as a return value.
+//! - **Bootstrap from a snapshot**: [`http`] → [`serve::access`] (who asks) → [`serve::freshness`] (what is published)
+//!   → [`dump::policy`] (is it fresh enough) → [`snapshot::select`](mod@snapshot::select) (which frames) →
+//!   [`store::PackCache`] (the packs) → [`http::body`].
+//! - **Bootstrap without one**: the same door; the policy says no → [`dump::Dumps::join`] → follow the dump's frames
+//!   from the first one on → [`http::body`].
+//! - **Refresh**: [`dump::runner`] → [`dump::policy`] → lease → [`dump::build`] → [`source::Source::scan`] → frames →
+//!   spool → packs → [`store::SnapshotStore::publish`].
+//! - **Batch** and **delta** are the next to be built; their places are `serve` and `http`.
+//!
+//! # Where the bytes are
+//! Rows leave PostgreSQL in binary ([`source::postgres::scan`]), become lines in an arena
+//! ([`source::postgres::encode`]), are copied once into the open frame of their model and group set
+//! ([`dump::frames`]), compressed, and written to a spool file ([`dump::spool`]). From there readers and the upload take
+//! them, each at its own pace. A published pack is loaded once into the cache, verified, and sliced without copying into
+//! every answer that needs it.
 
 pub mod app;
 pub mod auth;

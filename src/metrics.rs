@@ -1,1 +1,259 @@
-//! (to come)
+//! Every metric of the service, each with its unit and its help, in one place.
+//!
+//! Floor 1: any room may count. Rooms get a clone of [`Metrics`], never a global, so that two services in one test
+//! process don't mix. Labels hold only words from fixed sets (routes, reasons, classes), never orgs, users or anything
+//! a request brings, so the number of series is bounded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// The media type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The metrics of one service. Clones share them; a clone is a few dozen reference counts.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    requests: Family<RequestLabels, Counter>,
+    answers: Family<AnswerLabels, Counter>,
+    first_byte: Family<RouteLabel, Histogram, fn() -> Histogram>,
+    /// Bytes of answers given to sockets, as they were encoded.
+    pub sent_bytes: Counter,
+    /// Dumps that began to read.
+    pub dumps_started: Counter,
+    /// Dumps that were published.
+    pub dumps_finished: Counter,
+    dumps_failed: Family<ReasonLabel, Counter>,
+    /// Rows read by dumps.
+    pub scanned_rows: Counter,
+    /// Bytes of the lines made from those rows.
+    pub scanned_bytes: Counter,
+    /// Dumps in progress.
+    pub live_dumps: Level,
+    /// Answers that follow a dump.
+    pub followers: Level,
+    /// Bytes in spool files.
+    pub spool_bytes: Gauge,
+    /// Snapshots that the store holds as current, in all schemas.
+    pub published_snapshots: Gauge,
+    /// Seconds for which an open writer has been holding the watermark back; 0: none is.
+    pub watermark_held_seconds: Gauge,
+    pool_in_use: Family<PoolLabel, Gauge>,
+    pool_waiting: Family<PoolLabel, Gauge>,
+    /// Bytes of packs in memory, those that slow readers pin included.
+    pub pack_cache_bytes: Gauge,
+    /// Packs that were in memory when asked for, or were being loaded for someone else.
+    pub pack_cache_hits: Counter,
+    /// Packs that were loaded from the store.
+    pub pack_cache_loads: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnswerLabels {
+    method: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabel {
+    route: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabel {
+    pool: &'static str,
+}
+
+impl Metrics {
+    /// New metrics, all at zero.
+    pub fn new() -> Self {
+        let metrics = Self::unregistered();
+        let mut all = Registry::with_prefix("headstart");
+        all.register("requests", "Requests, by route and class of status", metrics.requests.clone());
+        all.register("answers", "Bootstraps begun, by method and why that one", metrics.answers.clone());
+        let help = "From the end of a request's head to the first byte of its answer";
+        all.register_with_unit("first_byte", help, Unit::Seconds, metrics.first_byte.clone());
+        all.register_with_unit("sent", "Answers, as they were encoded", Unit::Bytes, metrics.sent_bytes.clone());
+        all.register("dumps_started", "Dumps that began to read", metrics.dumps_started.clone());
+        all.register("dumps_finished", "Dumps that were published", metrics.dumps_finished.clone());
+        all.register("dumps_failed", "Dumps that failed, by reason", metrics.dumps_failed.clone());
+        all.register("scanned_rows", "Rows read by dumps", metrics.scanned_rows.clone());
+        all.register_with_unit("scanned", "Lines made by dumps", Unit::Bytes, metrics.scanned_bytes.clone());
+        all.register("live_dumps", "Dumps in progress", metrics.live_dumps.0.clone());
+        all.register("followers", "Answers that follow a dump in progress", metrics.followers.0.clone());
+        all.register_with_unit("spool", "Spool files of all dumps", Unit::Bytes, metrics.spool_bytes.clone());
+        all.register("published_snapshots", "Current snapshots in the store", metrics.published_snapshots.clone());
+        let help = "For how long an open writer has been holding the watermark back";
+        all.register_with_unit("watermark_held", help, Unit::Seconds, metrics.watermark_held_seconds.clone());
+        all.register("pool_in_use", "PostgreSQL connections in use", metrics.pool_in_use.clone());
+        all.register("pool_waiting", "Callers waiting for a PostgreSQL connection", metrics.pool_waiting.clone());
+        all.register_with_unit("pack_cache", "Packs in memory", Unit::Bytes, metrics.pack_cache_bytes.clone());
+        all.register("pack_cache_hits", "Packs that were in memory when asked for", metrics.pack_cache_hits.clone());
+        all.register("pack_cache_loads", "Packs loaded from the store", metrics.pack_cache_loads.clone());
+        Self { registry: Arc::new(all), ..metrics }
+    }
+
+    fn unregistered() -> Self {
+        Self {
+            registry: Arc::default(),
+            requests: Family::default(),
+            answers: Family::default(),
+            // 1 ms to 65 s: from a cached frame to a dump that waited for its turn.
+            first_byte: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 17))),
+            sent_bytes: Counter::default(),
+            dumps_started: Counter::default(),
+            dumps_finished: Counter::default(),
+            dumps_failed: Family::default(),
+            scanned_rows: Counter::default(),
+            scanned_bytes: Counter::default(),
+            live_dumps: Level::default(),
+            followers: Level::default(),
+            spool_bytes: Gauge::default(),
+            published_snapshots: Gauge::default(),
+            watermark_held_seconds: Gauge::default(),
+            pool_in_use: Family::default(),
+            pool_waiting: Family::default(),
+            pack_cache_bytes: Gauge::default(),
+            pack_cache_hits: Counter::default(),
+            pack_cache_loads: Counter::default(),
+        }
+    }
+
+    /// Counts a request of a route that got this status.
+    pub fn request(&self, route: &'static str, status: u16) {
+        let status = match status / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            _ => "5xx",
+        };
+        self.requests.get_or_create(&RequestLabels { route, status }).inc();
+    }
+
+    /// Counts a bootstrap by where its rows come from and by the word for why.
+    pub fn answer(&self, method: &'static str, reason: &'static str) {
+        self.answers.get_or_create(&AnswerLabels { method, reason }).inc();
+    }
+
+    /// Notes how long a route took to its first byte.
+    pub fn first_byte(&self, route: &'static str, elapsed: Duration) {
+        self.first_byte.get_or_create(&RouteLabel { route }).observe(elapsed.as_secs_f64());
+    }
+
+    /// Counts a dump that failed, by the word for why.
+    pub fn dump_failed(&self, reason: &'static str) {
+        self.dumps_failed.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Notes what a pool of connections is doing: in use, and callers waiting.
+    pub fn pool(&self, pool: &'static str, in_use: usize, waiting: usize) {
+        let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.pool_in_use.get_or_create(&PoolLabel { pool }).set(whole(in_use));
+        self.pool_waiting.get_or_create(&PoolLabel { pool }).set(whole(waiting));
+    }
+
+    /// All metrics as OpenMetrics text ([`CONTENT_TYPE`]).
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a String never fails");
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A number of things that exist now. Who makes one holds [`Level::hold`]'s guard for as long as it exists, so that
+/// the number is right however it ends.
+#[derive(Clone, Debug, Default)]
+pub struct Level(Gauge);
+
+/// One thing that exists; dropped when it no longer does.
+#[derive(Debug)]
+#[must_use = "the thing is counted for as long as this is held"]
+pub struct Held(Gauge);
+
+impl Level {
+    /// Counts one more until the guard is dropped.
+    pub fn hold(&self) -> Held {
+        self.0.inc();
+        Held(self.0.clone())
+    }
+
+    /// How many there are.
+    pub fn get(&self) -> i64 {
+        self.0.get()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_printed_with_its_unit() {
+        let metrics = Metrics::new();
+        metrics.request("/sync/bootstrap", 200);
+        metrics.request("/sync/bootstrap", 206);
+        metrics.request("/sync/bootstrap", 503);
+        metrics.answer("snapshot", "fresh");
+        metrics.first_byte("/sync/bootstrap", Duration::from_millis(3));
+        metrics.sent_bytes.inc_by(1000);
+        metrics.dump_failed("spool_full");
+        metrics.pool("primary", 3, 1);
+        let text = metrics.clone().encode();
+        for line in [
+            "# UNIT headstart_sent_bytes bytes",
+            "headstart_sent_bytes_total 1000",
+            "headstart_requests_total{route=\"/sync/bootstrap\",status=\"2xx\"} 2",
+            "headstart_requests_total{route=\"/sync/bootstrap\",status=\"5xx\"} 1",
+            "headstart_answers_total{method=\"snapshot\",reason=\"fresh\"} 1",
+            "headstart_first_byte_seconds_bucket{le=\"0.004\",route=\"/sync/bootstrap\"} 1",
+            "headstart_dumps_failed_total{reason=\"spool_full\"} 1",
+            "headstart_pool_in_use{pool=\"primary\"} 3",
+            "headstart_live_dumps 0",
+        ] {
+            assert!(text.lines().any(|printed| printed == line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn a_level_falls_with_its_guard() {
+        let metrics = Metrics::new();
+        let one = metrics.followers.hold();
+        let two = metrics.clone().followers.hold();
+        assert_eq!(metrics.followers.get(), 2);
+        drop((one, two));
+        assert_eq!(metrics.followers.get(), 0);
+    }
+}

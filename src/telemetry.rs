@@ -1,1 +1,87 @@
-//! (to come)
+//! The log: structured events to standard error, for people or for machines. Floor 7; everyone else only emits events.
+
+use std::io::IsTerminal;
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogSettings {
+    /// How an event is written.
+    pub format: Format,
+    /// Which events are, in the notation of `EnvFilter`.
+    pub filter: String,
+}
+
+/// How an event is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// A line for people; with colours on a terminal.
+    Human,
+    /// A JSON object a line.
+    Json,
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter is not in the right notation.
+    #[error("`log.filter` takes levels like info or info,headstart::dump=debug")]
+    Filter(#[from] ParseError),
+    /// A bare word that is no level. `EnvFilter` would take it for a module's name and log nothing else.
+    #[error("`log.filter`: `{0}` is no level (error, warn, info, debug, trace, off); for a module write {0}=debug")]
+    Level(String),
+    /// This process has a subscriber already.
+    #[error("the log is set up already")]
+    Twice(#[from] TryInitError),
+}
+
+/// Whether a filter can be used.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_filter(filter: &str) -> Result<(), TelemetryError> {
+    parse(filter).map(drop)
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
+    let is_bare = |word: &&str| !word.contains(['=', '[', ':']);
+    match filter.split(',').map(str::trim).filter(is_bare).find(|word| word.parse::<LevelFilter>().is_err()) {
+        Some(word) => Err(TelemetryError::Level(word.to_owned())),
+        None => Ok(EnvFilter::builder().parse(filter)?),
+    }
+}
+
+/// Sends the events of this process to standard error. Once a process.
+///
+/// # Errors
+/// A filter that can't be read, or a second call.
+pub fn init(settings: &LogSettings) -> Result<(), TelemetryError> {
+    let filter = parse(&settings.filter)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.format {
+        Format::Human => log.with_ansi(std::io::stderr().is_terminal()).finish().try_init()?,
+        Format::Json => log.json().flatten_event(true).finish().try_init()?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_checked() {
+        for good in ["info", "warn,headstart::dump=debug", "headstart[span{field=1}]=trace", "off"] {
+            assert!(check_filter(good).is_ok(), "{good}");
+        }
+        for bad in ["headstart=loud", "inof", "info,headstart", "[["] {
+            assert!(check_filter(bad).is_err(), "{bad}");
+        }
+    }
+}

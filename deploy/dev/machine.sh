@@ -10,25 +10,22 @@ die() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
+can_be_root() { [ "$(id -u)" = 0 ] || has sudo; }
+
 # Runs a command as root: directly, or through sudo.
 as_root() {
-    if [ "$(id -u)" = 0 ]; then
-        "$@"
-    elif has sudo; then
-        sudo "$@"
-    else
-        die "this needs root, and there is no sudo: run as root, or do it by hand: $*"
-    fi
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# install_packages WHAT PACKAGE...: installs Debian packages; where there is no apt-get, says that WHAT is wanted.
+# install_packages WHAT PACKAGE...: installs Debian packages; where that can't be done, says that WHAT is wanted.
 install_packages() {
     local what=$1
     shift
-    has apt-get || die "$what is missing, and only Debian and Ubuntu are set up by themselves. Install it, then run this again."
+    has apt-get || die "$what is missing, and only Debian and Ubuntu are set up by themselves: install it, then run this again"
+    can_be_root || die "$what is missing: install it as root (apt-get install $*), then run this again"
     say "installing $what ($*)"
-    as_root apt-get update -qq >&2
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+    as_root apt-get update -qq >/dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 # Cargo, and the C compiler that some crates build with.

@@ -27,7 +27,7 @@ find_bin() {
 # The package's own default cluster is neither wanted nor made: another may stand on this machine already.
 install_server() {
     local settings=/etc/postgresql-common/createcluster.d
-    if has apt-get && [ ! -e "$settings/headstart.conf" ]; then
+    if has apt-get && can_be_root && [ ! -e "$settings/headstart.conf" ]; then
         as_root mkdir -p "$settings"
         as_root sh -c "echo 'create_main_cluster = false' > $settings/headstart.conf"
         trap 'as_root rm -f /etc/postgresql-common/createcluster.d/headstart.conf' EXIT
@@ -47,7 +47,7 @@ make_directory() {
     mkdir -p "$1"
     [ "$(id -u)" = 0 ] || return 0
     chown postgres: "$1"
-    if ! as_owner test -w "$1"; then
+    if ! as_owner test -w "$(readlink -f "$1")"; then
         local elsewhere
         elsewhere=$(mktemp -d /var/tmp/headstart-postgres.XXXXXX)
         chown postgres: "$elsewhere"

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::auth::token::Claims;
+use crate::model::SyncGroup;
 
 /// The shortest HS256 secret, in bytes: as long as the digest.
 const MIN_SECRET: usize = 32;
 
 /// How tokens are verified and what their claims are called.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct AuthSettings {
     /// The secret that HS256 tokens are signed with: its bytes as they are, at least 32. No default: without it the
     /// service does not start.
@@ -40,6 +41,7 @@ pub struct AuthSettings {
 }
 
 impl Default for AuthSettings {
+    /// What `config/headstart.toml` says; a test holds the two together.
     fn default() -> Self {
         Self {
             hs256_secret: None,
@@ -189,7 +191,7 @@ impl AuthSettings {
         payload.insert(names.org, claims.org.as_str().into());
         payload.insert(names.user, claims.user.as_str().into());
         if let Some(groups) = &claims.groups {
-            payload.insert(names.groups, groups.iter().map(|group| group.as_str()).collect());
+            payload.insert(names.groups, groups.iter().map(SyncGroup::as_str).collect());
         }
         let secret = self.hs256_secret.as_ref().ok_or(KeyError::NoKey)?;
         let key = EncodingKey::from_secret(secret.expose());

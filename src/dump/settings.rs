@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// How dumps are made. The units stand in the names; `config/headstart.toml` says what each costs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct DumpSettings {
     /// Folder of the spool files; empty: the system's temporary directory.
     pub spool_dir: PathBuf,

@@ -1,1 +1,189 @@
-//! (to come)
+//! The door: HTTP in, a stream of lines out.
+//!
+//! Floor 6. Everything that is HTTP and nothing that is not: who asks (`identity`), in which encoding and from which
+//! byte on (`encoding`, `range`), how an answer becomes a body (`body`), what a caller learns when there is none
+//! (`error`, the only place with status codes). What the answer *is* comes from the floor below, as an
+//! [`Answer`](crate::serve::Answer).
+//!
+//! Rules of the room:
+//! - Before the first byte an error is a problem document. After it, an error breaks the connection: a body that ends
+//!   cleanly is whole.
+//! - Nothing is buffered beyond one piece for a connection; whoever reads slowly slows down only itself.
+//! - Nothing that a caller sent is trusted to be short, and nothing internal is told.
+//! - Every request leaves exactly one line in the log.
+
+pub mod admin;
+pub mod body;
+pub mod bootstrap;
+pub mod cors;
+pub mod encoding;
+pub mod error;
+#[cfg(test)]
+mod fake;
+pub mod identity;
+pub mod openapi;
+pub mod range;
+pub mod request;
+pub mod schema;
+pub mod server;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use axum::routing::get;
+use axum::{Router, middleware};
+use serde::{Deserialize, Serialize};
+
+use crate::auth::Keys;
+use crate::http::cors::{Cors, OriginError};
+use crate::http::error::HttpError;
+use crate::http::request::{RequestContext, Rules, accompany};
+use crate::metrics::Metrics;
+use crate::model::Caller;
+use crate::serve::Service;
+
+/// How clients are served.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpSettings {
+    /// The address and port clients reach. Default: 127.0.0.1:8080, this machine only.
+    pub listen: SocketAddr,
+    /// Origins whose pages may call, as `scheme://host[:port]`, or `*` for any. Default: none, and then no page of
+    /// another origin can.
+    pub cors_origins: Vec<String>,
+    /// Whether stored zstd frames are sent as they are to clients that take zstd. Default: true. Turn it off when a
+    /// client stops after the first frame; every answer is then decoded, and gzipped, anew.
+    pub zstd: bool,
+    /// The longest path and query, in bytes; beyond it 414. Default: 16384. At most 60000.
+    pub max_uri_bytes: usize,
+    /// The most that the names and values of a request's headers may take, in bytes; beyond it 431. Default: 32768. At
+    /// most 60000.
+    pub max_header_bytes: usize,
+    /// How many connections are open at once. Default: 10000; more wait to be accepted. Each takes about 20 KiB, and
+    /// while it is answered up to one piece of the answer, about 1 MiB in identity and a few in zstd.
+    pub max_connections: usize,
+    /// How long a connection may take to send a request's head, or stay idle between two, in seconds. Default: 75,
+    /// longer than load balancers keep theirs.
+    pub idle_timeout_s: u64,
+    /// How long an answer may take from the request to its last byte, in seconds; then its connection breaks. Default:
+    /// 3600. A replaced snapshot must be kept for longer, or slow clients would be cut off by it.
+    pub answer_deadline_s: u64,
+    /// How long answers may go on after the service was told to stop, in seconds; then their connections break.
+    /// Default: 30.
+    pub shutdown_grace_s: u64,
+}
+
+impl Default for HttpSettings {
+    /// What `config/headstart.toml` says; a test holds the two together.
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            cors_origins: Vec::new(),
+            zstd: true,
+            max_uri_bytes: 16 << 10,
+            max_header_bytes: 32 << 10,
+            max_connections: 10_000,
+            idle_timeout_s: 75,
+            answer_deadline_s: 3600,
+            shutdown_grace_s: 30,
+        }
+    }
+}
+
+/// Settings that clients can't be served with.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HttpSettingsError {
+    /// An origin is none.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// A number is out of its range.
+    #[error("http.{setting} = {value}: it must be from {min} to {max}")]
+    OutOfRange {
+        /// Which one.
+        setting: &'static str,
+        /// What it is.
+        value: u64,
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+}
+
+impl HttpSettings {
+    /// What holds for all requests, if the settings make sense.
+    fn rules(&self, metrics: Metrics) -> Result<Rules, HttpSettingsError> {
+        let bounded = [
+            // hyper itself takes no URI beyond 65,534 bytes and answers without a body then.
+            ("max_uri_bytes", self.max_uri_bytes as u64, 1024, 60_000),
+            ("max_header_bytes", self.max_header_bytes as u64, 1024, 60_000),
+            ("max_connections", self.max_connections as u64, 1, 1_000_000),
+            ("idle_timeout_s", self.idle_timeout_s, 1, 86_400),
+            ("answer_deadline_s", self.answer_deadline_s, 1, 604_800),
+            ("shutdown_grace_s", self.shutdown_grace_s, 0, 86_400),
+        ];
+        for (setting, value, min, max) in bounded {
+            if !(min..=max).contains(&value) {
+                return Err(HttpSettingsError::OutOfRange { setting, value, min, max });
+            }
+        }
+        Ok(Rules {
+            max_uri_bytes: self.max_uri_bytes,
+            max_header_bytes: self.max_header_bytes,
+            cors: Cors::new(&self.cors_origins)?,
+            metrics,
+        })
+    }
+}
+
+/// What the handlers share.
+pub struct Http {
+    service: Service,
+    keys: Keys,
+    settings: HttpSettings,
+}
+
+impl Http {
+    /// Who asks, and what they hold.
+    async fn caller(&self, headers: &HeaderMap, request: &RequestContext) -> Result<Caller, HttpError> {
+        let claims = identity::identify(headers, &self.keys)?;
+        let caller = self.service.caller(&claims).await?;
+        request.identified(&caller);
+        Ok(caller)
+    }
+}
+
+/// The paths clients ask.
+const ROUTES: [&str; 4] = ["/sync/bootstrap", "/sync/groups", "/sync/schema", "/openapi.json"];
+
+/// Everything clients can ask.
+///
+/// # Errors
+/// When a setting makes no sense.
+pub fn router(
+    service: Service,
+    keys: Keys,
+    metrics: Metrics,
+    settings: &HttpSettings,
+) -> Result<Router, HttpSettingsError> {
+    let rules = Arc::new(settings.rules(metrics)?);
+    let [bootstrap, groups, schema, openapi] = ROUTES;
+    let routes = Router::new()
+        .route(bootstrap, get(bootstrap::bootstrap))
+        .route(groups, get(schema::groups))
+        .route(schema, get(schema::schema))
+        .route(openapi, get(openapi::document))
+        .with_state(Arc::new(Http { service, keys, settings: settings.clone() }));
+    Ok(framed(routes, rules))
+}
+
+/// Routes with what every request gets, those that lead nowhere included.
+fn framed(routes: Router, rules: Arc<Rules>) -> Router {
+    routes
+        .fallback(async || HttpError::NotFound)
+        .method_not_allowed_fallback(async || HttpError::Method)
+        .layer(middleware::from_fn_with_state(rules, accompany))
+}

@@ -144,6 +144,9 @@ impl Service {
     async fn answer(&self, asked: &Asked) -> Result<Answer, Again> {
         let shared = Duration::from_millis(self.settings().freshness_ms);
         let mut look = self.freshness().recent(&asked.slot, shared).await?;
+        if let Some(fault) = (look.unlogged.iter()).find_map(|(model, fault)| asked.wanted[*model].then_some(fault)) {
+            return Err(fault.clone().into());
+        }
         let mut verdict = self.judge(asked, &look);
         if matches!(verdict, Verdict::Unusable(_)) && look.began < asked.at {
             look = self.freshness().look(&asked.slot, asked.at).await?;

@@ -4,6 +4,7 @@
 //! statements. A look is shared by those who come while it runs and, for a short time, by those who come after; whoever
 //! finds nothing usable in a shared look looks again before anything expensive is begun.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub struct Look {
     pub head: Head,
     /// The database's history; `None` while the database does not answer.
     pub epoch: Option<Epoch>,
+    /// Models of which nothing may be served.
+    pub unlogged: Arc<BTreeMap<usize, SourceError>>,
     /// Actions after the published snapshot, counted up to the hard limit and one.
     pub pending: u64,
 }
@@ -94,18 +97,19 @@ impl Freshness {
             Head::default()
         });
         let since = head.current.as_ref().map_or(SyncId::ZERO, |current| current.facts.sync_id);
-        let changes = tokio::try_join!(self.source.epoch(), async {
+        let pending = async {
             match &head.current {
                 Some(_) => self.pending(slot, since).await,
                 None => Ok(0),
             }
-        });
-        let (epoch, pending) = match changes {
-            Ok((epoch, pending)) => (Some(epoch), pending),
-            Err(SourceError::Unavailable(_)) if head.current.is_some() => (None, 0),
+        };
+        let changes = tokio::try_join!(self.source.epoch(), self.source.unlogged(), pending);
+        let (epoch, unlogged, pending) = match changes {
+            Ok((epoch, unlogged, pending)) => (Some(epoch), unlogged, pending),
+            Err(SourceError::Unavailable(_)) if head.current.is_some() => (None, Arc::default(), 0),
             Err(error) => return Err(error),
         };
-        Ok(Look { began, head, epoch, pending })
+        Ok(Look { began, head, epoch, unlogged, pending })
     }
 
     /// Actions of the slot's org after a sync id, counted up to the hard limit and one.

@@ -14,8 +14,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use serde::Serialize;
 
 pub use crate::auth::Claims;
+use crate::chain::Chain;
 pub use crate::dump::Part;
 use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
@@ -42,14 +44,29 @@ struct Shared {
     settings: BootstrapSettings,
 }
 
-/// How a part of the service is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How one part the service leans on is doing.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartHealth {
+    /// Its name: `database`, `store`.
+    #[serde(rename = "name")]
+    pub part: &'static str,
+    /// What it can do now.
+    #[serde(rename = "status")]
+    pub state: Health,
+    /// Why it is not well. For operators: it may name hosts and sessions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What can be done, from best to worst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Health {
-    /// It answers.
+    /// Everything.
     Ok,
-    /// It does not, and requests are served without it.
+    /// Some requests, or slower.
     Degraded,
-    /// It does not, and requests fail.
+    /// Nothing.
     Down,
 }
 
@@ -75,16 +92,18 @@ impl Service {
         Ok(self.shared.source.schema().await?)
     }
 
-    /// How the parts are: their names, states and what is wrong with them.
-    pub async fn readiness(&self) -> Vec<(&'static str, Health, Option<String>)> {
+    /// How the parts are doing. Without the store bootstraps go on from the database; without the database published
+    /// snapshots are served to callers whose token lists their groups.
+    pub async fn readiness(&self) -> Vec<PartHealth> {
         let (database, store) = tokio::join!(self.shared.source.epoch(), self.shared.store.ping());
-        let part = |name, failed: Option<String>, state| match failed {
-            None => (name, Health::Ok, None),
-            Some(fault) => (name, state, Some(fault)),
+        let health = |part, reason: Option<String>, failed| PartHealth {
+            part,
+            state: if reason.is_some() { failed } else { Health::Ok },
+            reason,
         };
         vec![
-            part("database", database.err().map(|error| error.to_string()), Health::Down),
-            part("store", store.err().map(|error| error.to_string()), Health::Degraded),
+            health("database", database.err().map(|error| Chain(&error).to_string()), Health::Down),
+            health("store", store.err().map(|error| Chain(&error).to_string()), Health::Degraded),
         ]
     }
 

@@ -10,9 +10,6 @@ use crate::serve::{ServeError, SliceLen, Stored};
 use crate::snapshot::{Selection, select};
 use crate::store::{PackCache, PinnedManifest};
 
-/// How many packs one answer may be ahead of its reader: one is sent while the next is loaded.
-const AHEAD: usize = 2;
-
 /// Slices of packs that are loaded when their turn comes.
 pub struct StoredSnapshot {
     cache: PackCache,
@@ -53,13 +50,12 @@ impl Stored for StoredSnapshot {
     }
 
     fn read(self: Arc<Self>, from: usize) -> BoxStream<'static, Result<Bytes, ServeError>> {
-        let count = self.slices.len();
-        stream::iter(from..count)
-            .map(move |index| {
+        // One after the other: whoever held a pack while asking for the next could be what others wait for.
+        stream::iter(from..self.slices.len())
+            .then(move |index| {
                 let stored = self.clone();
                 async move { stored.slice(index).await }
             })
-            .buffered(AHEAD)
             .boxed()
     }
 }

@@ -4,10 +4,11 @@
 //! this room.
 
 pub mod memory;
+pub mod migrate;
 pub mod postgres;
 pub mod sql;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -59,6 +60,13 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// What keeps the database from answering.
     async fn pending(&self, orgs: &[(Org, SyncId)], cap: u64) -> Result<Vec<u64>, SourceError>;
+
+    /// The models, by index, whose changes are not all logged, each with the fault and the mend: nothing of them may be
+    /// served. A fault is noticed within seconds.
+    ///
+    /// # Errors
+    /// What keeps the database from answering.
+    async fn unlogged(&self) -> Result<Arc<BTreeMap<usize, SourceError>>, SourceError>;
 
     /// Every org that exists now, in no order.
     ///
@@ -141,12 +149,12 @@ impl GroupSets {
     }
 }
 
-/// Why the source did not answer.
-#[derive(Debug, thiserror::Error)]
+/// Why the source did not answer. Cheap to clone: everyone who waited gets it.
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     /// The database can't be reached, or the connection died.
     #[error("the database does not answer")]
-    Unavailable(#[source] BoxError),
+    Unavailable(#[source] Cause),
     /// Locks or connections were not to be had within the limit.
     #[error("the database is busy: {0}")]
     Busy(String),
@@ -169,9 +177,24 @@ pub enum SourceError {
         doing: String,
         /// The database's word.
         #[source]
-        cause: BoxError,
+        cause: Cause,
     },
 }
 
 /// Any cause, kept for the log.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A cause that several callers get.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
+impl SourceError {
+    /// The database can't be reached, because of this.
+    pub fn unavailable(cause: impl Into<BoxError>) -> Self {
+        Self::Unavailable(Arc::from(cause.into()))
+    }
+
+    /// A statement failed, because of this.
+    pub fn failed(doing: impl Into<String>, cause: impl Into<BoxError>) -> Self {
+        Self::Failed { doing: doing.into(), cause: Arc::from(cause.into()) }
+    }
+}

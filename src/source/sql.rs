@@ -34,6 +34,16 @@ pub enum Form {
     TextArray,
 }
 
+/// How the rows of an org are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// By whatever the planner finds best. The org's value is known to it, and so its share of the table; but where it
+    /// reads a whole table, it computes that value again for every row.
+    Planned,
+    /// By reading the whole table. No index serves this comparison; the org's value is computed once.
+    Whole,
+}
+
 /// The rows of one model and one org.
 #[derive(Clone, Debug)]
 pub struct ModelSelect<'a> {
@@ -42,11 +52,13 @@ pub struct ModelSelect<'a> {
     /// How the model reaches its org and groups.
     pub lineage: &'a Lineage,
     /// Columns of the model's own table.
-    pub fields: Vec<Output<'a>>,
+    pub fields: &'a [Output<'a>],
     /// Columns of the table that holds the groups; they follow the fields.
-    pub groups: Vec<Output<'a>>,
+    pub groups: &'a [Output<'a>],
     /// The type of the org column, as SQL.
     pub org_type: &'a str,
+    /// How the org's rows are found.
+    pub access: Access,
     /// Columns of the table that holds the groups to order by; empty: any order.
     pub order: Vec<&'a str>,
 }
@@ -82,7 +94,11 @@ impl ModelSelect<'_> {
         }
         let holder = &models[self.lineage.chain[self.lineage.org]];
         let org = holder.org.as_ref().expect("a lineage ends where there is an org column");
-        let _ = write!(sql, "\nWHERE t{}.{} = {}", self.lineage.org, ident(org), current_org(self.org_type));
+        let (column, value) = (format!("t{}.{}", self.lineage.org, ident(org)), current_org(self.org_type));
+        let _ = match self.access {
+            Access::Planned => write!(sql, "\nWHERE {column} = {value}"),
+            Access::Whole => write!(sql, "\nWHERE {column} IS NOT DISTINCT FROM (SELECT {value})"),
+        };
         if !self.order.is_empty() {
             let order = self.order.iter().map(|column| format!("t{}.{}", self.lineage.groups, ident(column)));
             let _ = write!(sql, "\nORDER BY {}", order.collect::<Vec<_>>().join(", "));
@@ -156,19 +172,27 @@ mod tests {
         load = "lazy"
     "#;
 
-    fn select(model: usize, order: &[&str]) -> String {
+    fn select(model: usize, access: Access, order: &[&str]) -> String {
         let catalog = Catalog::parse(CATALOG).unwrap();
         let lineage = catalog.lineage(model);
-        let fields = vec![Output { column: "id", form: Form::Plain }, Output { column: "Größe", form: Form::Json }];
-        let groups = vec![Output { column: "team_id", form: Form::Text }];
-        let order = order.to_vec();
-        ModelSelect { catalog: &catalog, lineage: &lineage, fields, groups, org_type: "uuid", order }.sql()
+        let fields = [Output { column: "id", form: Form::Plain }, Output { column: "Größe", form: Form::Json }];
+        let groups = [Output { column: "team_id", form: Form::Text }];
+        let select = ModelSelect {
+            catalog: &catalog,
+            lineage: &lineage,
+            fields: &fields,
+            groups: &groups,
+            org_type: "uuid",
+            access,
+            order: order.to_vec(),
+        };
+        select.sql()
     }
 
     #[test]
     fn a_filter_stands_alone_over_its_table() {
         assert_eq!(
-            select(0, &["team_id"]),
+            select(0, Access::Planned, &["team_id"]),
             "SELECT t0.\"id\", pg_catalog.to_json(t0.\"Größe\")::pg_catalog.text, t0.\"team_id\"::pg_catalog.text\n\
              FROM (SELECT * FROM \"public\".\"issue\" WHERE (\narchived_at is null -- not yet\n)) AS t0\n\
              WHERE t0.\"organization_id\" = pg_catalog.current_setting('headstart.org')::uuid\n\
@@ -178,16 +202,20 @@ mod tests {
 
     #[test]
     fn an_inherited_org_joins_and_inherited_groups_left_join() {
-        let comment = select(1, &[]);
+        let comment = select(1, Access::Planned, &[]);
         assert!(comment.contains("FROM \"app\".\"Comment\" AS t0\nJOIN \"public\".\"issue\" AS t1"), "{comment}");
         assert!(comment.contains("ON t1.\"id\" = t0.\"issue\"\"id\"\nWHERE t1.\"organization_id\" ="), "{comment}");
-        let reaction = select(2, &[]);
+        let reaction = select(2, Access::Whole, &[]);
         assert!(
             reaction.contains("\nLEFT JOIN \"app\".\"Comment\" AS t1 ON t1.\"id\" = t0.\"comment_id\""),
             "{reaction}"
         );
         assert!(reaction.contains("\nLEFT JOIN \"public\".\"issue\" AS t2"), "{reaction}");
-        assert!(reaction.contains("\nWHERE t0.\"org\" =") && reaction.contains(", t2.\"team_id\"::"), "{reaction}");
+        assert!(
+            reaction.contains("\nWHERE t0.\"org\" IS NOT DISTINCT FROM (SELECT")
+                && reaction.contains(", t2.\"team_id\"::"),
+            "{reaction}"
+        );
     }
 
     #[test]

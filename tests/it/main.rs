@@ -1,8 +1,28 @@
 //! Tests through the doors users use, against real servers. `make test` starts those and says where they are.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a panic is a test's answer, and tests against servers run on real time"
+)]
 
+mod app;
+mod audience;
+mod bootstrap;
+mod check;
+mod chorus;
+mod cli;
+mod columns;
+mod config;
 mod encode;
+mod http;
+mod migrate;
+mod pool;
+mod races;
 mod scan;
 mod seed;
 mod service;
 mod store;
 mod support;
+mod tracker;
+mod triggers;
+mod watermark;

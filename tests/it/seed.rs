@@ -90,3 +90,16 @@ async fn a_medium_workspace_has_what_the_rooms_are_tried_on() {
                          SELECT FROM team_membership m WHERE m.team_id = i.team_id AND m.user_id = i.creator_id)";
     assert_eq!(count(&database, strangers).await, 0, "an issue is made by someone of its team");
 }
+
+#[tokio::test]
+async fn the_demonstration_names_users_that_exist() {
+    let database = Database::create().await;
+    let made = small(&database, false).await.expect("an empty database takes it");
+    let big = &made.orgs[0];
+    let script = include_str!("../../deploy/dev/demo.sh");
+    for (name, id) in
+        [("org", big.org.as_str()), ("everywhere", big.everywhere.as_str()), ("somewhere", big.somewhere.0.as_str())]
+    {
+        assert!(script.contains(&format!("\n{name}={id}\n")), "demo.sh should say {name}={id}");
+    }
+}

@@ -32,8 +32,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Comments, which reactions are counted from.
-    pub fn comments(&self) -> i64 {
+    /// Comments.
+    pub(super) fn comments(&self) -> i64 {
         self.issues * 2
     }
 }

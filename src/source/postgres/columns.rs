@@ -21,6 +21,17 @@ pub struct Layout {
     pub models: Vec<ModelLayout>,
     /// The type an org's id is compared as, as SQL; the same for all org columns.
     pub org_type: String,
+    /// What the membership tables are asked by, in the catalog's order.
+    pub memberships: Vec<MembershipTypes>,
+}
+
+/// The types of a membership table's columns, as a cast takes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipTypes {
+    /// The org column's.
+    pub org: String,
+    /// The user column's.
+    pub user: String,
 }
 
 /// What reading one model needs to know.
@@ -113,7 +124,17 @@ impl Layout {
         }
         let org = catalog.models().iter().find_map(|model| live.table(&model.table)?.column(model.org.as_ref()?));
         let org_type = org.map_or_else(String::new, |column| org_type(column, &live.types));
-        Self { schema: Arc::new(Schema::new(catalog.clone(), schemas)), models, org_type }
+        let cast_type = |table, name: &str| {
+            let column = live.table(table).and_then(|table| table.column(name));
+            column.map(|column| column.cast_type.clone()).unwrap_or_default()
+        };
+        let memberships = (catalog.access().memberships.iter())
+            .map(|membership| MembershipTypes {
+                org: cast_type(&membership.table, &membership.org),
+                user: cast_type(&membership.table, &membership.user),
+            })
+            .collect();
+        Self { schema: Arc::new(Schema::new(catalog.clone(), schemas)), models, org_type, memberships }
     }
 }
 

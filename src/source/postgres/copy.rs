@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use crate::source::postgres::error::classify;
 use crate::source::postgres::groups::GroupReader;
 use crate::source::postgres::row::RowEncoder;
-use crate::source::{GroupSets, RowBatch, RowRef, SourceError};
+use crate::source::{BoxError, GroupSets, RowBatch, RowRef, SourceError};
 
 /// What every binary COPY begins with (PostgreSQL docs, COPY, "File Header"); flags and an extension follow.
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
@@ -64,7 +64,7 @@ impl Copy {
             if tuple.is_empty() {
                 continue;
             }
-            let failed = |cause| SourceError::Failed { doing: doing.clone(), cause };
+            let failed = |cause: BoxError| SourceError::failed(doing.clone(), cause);
             let start = batch.lines.len();
             self.encoder.line(tuple, &mut batch.lines).map_err(|error| failed(error.into()))?;
             let set = self.groups.set(tuple, self.encoder.places(), sets).map_err(|error| failed(error.into()))?;
@@ -108,7 +108,7 @@ fn after_header(message: &[u8]) -> Option<&[u8]> {
 }
 
 fn broken(doing: &str) -> SourceError {
-    SourceError::Failed { doing: doing.to_owned(), cause: "the COPY is not in the binary format, or not whole".into() }
+    SourceError::failed(doing, "the COPY is not in the binary format, or not whole")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::source::SourceError;
 pub fn classify(doing: impl Into<String>, error: tokio_postgres::Error) -> SourceError {
     let Some(code) = error.code() else {
         // No SQLSTATE: the socket, TLS or the protocol, not the statement.
-        return SourceError::Unavailable(Box::new(error));
+        return SourceError::unavailable(error);
     };
     // Class 08: connection exceptions. PostgreSQL docs, appendix A.
     let gone = [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::CANNOT_CONNECT_NOW];
@@ -21,11 +21,11 @@ pub fn classify(doing: impl Into<String>, error: tokio_postgres::Error) -> Sourc
         SqlState::T_R_SERIALIZATION_FAILURE,
     ];
     if gone.contains(code) || code.code().starts_with("08") {
-        SourceError::Unavailable(Box::new(error))
+        SourceError::unavailable(error)
     } else if busy.contains(code) {
         let message = error.as_db_error().map_or_else(|| error.to_string(), |refusal| refusal.message().to_owned());
         SourceError::Busy(format!("{}: {message}", doing.into()))
     } else {
-        SourceError::Failed { doing: doing.into(), cause: Box::new(error) }
+        SourceError::failed(doing, error)
     }
 }

@@ -143,6 +143,6 @@ mod tests {
         let set = whole.set(&[], &[], &sets).unwrap().unwrap();
         assert_eq!(sets.get(set), GroupSet::new(vec![SyncGroup::new("org:o")]));
         let null = field(None);
-        assert_eq!(open.set(&null, &[0..null.len()], &sets), Ok(Some(set)));
+        assert_eq!(open.set(&null, std::slice::from_ref(&(0..null.len())), &sets), Ok(Some(set)));
     }
 }

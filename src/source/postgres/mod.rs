@@ -1,11 +1,16 @@
 //! PostgreSQL: reads rows in binary and writes them as JSON, equal to what `to_json` gives.
+//!
+//! [`PostgresSource`] puts the parts together; each part is a function over one connection.
 
+pub mod access;
+pub mod check;
 pub mod columns;
 pub mod copy;
 pub mod encode;
 pub mod error;
 pub mod faults;
 pub mod groups;
+pub mod log;
 pub mod plan;
 pub mod pool;
 pub mod row;
@@ -13,3 +18,200 @@ pub mod scan;
 pub mod tables;
 pub mod tls;
 pub mod types;
+pub mod watermark;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use crate::model::catalog::LogTable;
+use crate::model::{Catalog, Epoch, Org, Schema, SyncGroup, SyncId, User, Watermark};
+use crate::source::postgres::columns::{Layout, unfit};
+use crate::source::postgres::log::{Log, Unlogged};
+use crate::source::postgres::pool::Pool;
+use crate::source::postgres::scan::{ScanError, ScanSettings};
+use crate::source::postgres::watermark::{WatermarkSettings, Watermarks};
+use crate::source::{Scan, Source, SourceError};
+use crate::task::Tasks;
+
+/// Callers that may be queued for the next probe of the watermark.
+const ASKING: usize = 1024;
+
+/// How long it may take until a trigger that was dropped or disabled is noticed.
+const TRIGGERS_KNOWN: Duration = Duration::from_secs(5);
+
+/// The application's database.
+pub struct PostgresSource {
+    catalog: Arc<Catalog>,
+    primary: Pool,
+    scans: ScanSettings,
+    watermarks: Watermarks,
+    tasks: Tasks,
+    log: Arc<KnownLog>,
+    /// How the tables were when they were last looked at.
+    layout: Mutex<Option<Arc<Layout>>>,
+    /// Which models were not logged when the triggers were last looked at.
+    unlogged: Mutex<Option<(Instant, Arc<BTreeMap<usize, SourceError>>)>>,
+}
+
+/// Where the log is, found once.
+struct KnownLog {
+    table: LogTable,
+    found: Mutex<Option<Log>>,
+}
+
+impl KnownLog {
+    async fn get(&self, client: &Client) -> Result<Log, SourceError> {
+        let known = self.found.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(log) = known {
+            return Ok(log);
+        }
+        let log = Log::find(client, &self.table).await?;
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(log.clone());
+        Ok(log)
+    }
+}
+
+impl PostgresSource {
+    /// A source over connections to the primary. Nothing is read before it is asked for.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(
+        catalog: Arc<Catalog>,
+        primary: Pool,
+        scans: ScanSettings,
+        watermark: WatermarkSettings,
+        tasks: Tasks,
+    ) -> Self {
+        let log = Arc::new(KnownLog { table: catalog.log().clone(), found: Mutex::default() });
+        let watermarks = start_prober(&primary, &log, &watermark, &tasks);
+        let (layout, unlogged) = (Mutex::default(), Mutex::default());
+        Self { catalog, primary, scans, watermarks, tasks, log, layout, unlogged }
+    }
+
+    /// The layout in force, read if there is none.
+    async fn layout(&self) -> Result<Arc<Layout>, SourceError> {
+        let known = self.layout.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match known {
+            Some(layout) => Ok(layout),
+            None => self.read_layout().await,
+        }
+    }
+
+    async fn read_layout(&self) -> Result<Arc<Layout>, SourceError> {
+        let client = self.primary.get().await?;
+        let layout = columns::read(&*client, &self.catalog).await?.map_err(|faults| unfit(&faults))?;
+        client.release();
+        let layout = Arc::new(layout);
+        *self.layout.lock().unwrap_or_else(PoisonError::into_inner) = Some(layout.clone());
+        Ok(layout)
+    }
+}
+
+/// Starts the task that probes for watermarks; it ends with the service.
+fn start_prober(pool: &Pool, log: &Arc<KnownLog>, settings: &WatermarkSettings, tasks: &Tasks) -> Watermarks {
+    let (watermarks, prober) = Watermarks::new(ASKING);
+    let (pool, log, token) = (pool.clone(), log.clone(), tasks.token().clone());
+    let held = Duration::from_millis(settings.held_ms);
+    tasks.spawn("watermark", async move {
+        let probes = prober.run(|| async {
+            let client = pool.get().await?;
+            let watermark = watermark::probe(&client, &log.get(&client).await?, held).await?;
+            client.release();
+            Ok(watermark)
+        });
+        token.run_until_cancelled(probes).await;
+    });
+    watermarks
+}
+
+#[async_trait]
+impl Source for PostgresSource {
+    async fn schema(&self) -> Result<Arc<Schema>, SourceError> {
+        Ok(self.layout().await?.schema.clone())
+    }
+
+    async fn watermark(&self) -> Result<Watermark, SourceError> {
+        self.watermarks.get().await
+    }
+
+    async fn epoch(&self) -> Result<Epoch, SourceError> {
+        let client = self.primary.get().await?;
+        let epoch = watermark::epoch(&client, &self.log.get(&client).await?).await?;
+        client.release();
+        Ok(epoch)
+    }
+
+    async fn scan(&self, org: &Org) -> Result<Scan, SourceError> {
+        let mut layout = self.layout().await?;
+        loop {
+            // Before the snapshot is taken, so that everything up to it is in the snapshot.
+            let watermark = self.watermarks.get().await?;
+            match scan::open(&self.primary, &self.tasks, &layout, org, &self.scans).await {
+                Ok(opened) => {
+                    return Ok(Scan {
+                        watermark,
+                        schema: opened.schema,
+                        sets: opened.sets,
+                        estimated_rows: opened.estimated_rows,
+                        batches: opened.batches,
+                    });
+                }
+                // Whoever asked for the old schema sees by its hash that this is another one. Each turn of the loop
+                // needs another change of the tables.
+                Err(ScanError::Changed) => layout = self.read_layout().await?,
+                Err(ScanError::Source(error)) => return Err(error),
+            }
+        }
+    }
+
+    async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError> {
+        let layout = self.layout().await?;
+        let client = self.primary.get().await?;
+        let groups = access::memberships(&client, &layout, org, user).await?;
+        client.release();
+        Ok(groups)
+    }
+
+    async fn pending(&self, orgs: &[(Org, SyncId)], cap: u64) -> Result<Vec<u64>, SourceError> {
+        let client = self.primary.get().await?;
+        let counts = self.log.get(&client).await?.pending(&client, orgs, cap).await?;
+        client.release();
+        Ok(counts)
+    }
+
+    async fn unlogged(&self) -> Result<Arc<BTreeMap<usize, SourceError>>, SourceError> {
+        let known = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, unlogged)) = known.filter(|(at, _)| at.elapsed() < TRIGGERS_KNOWN) {
+            return Ok(unlogged);
+        }
+        let at = Instant::now();
+        let client = self.primary.get().await?;
+        let faults = log::unlogged(&client, &self.catalog).await?;
+        client.release();
+        let model = |(what, fault)| match what {
+            Unlogged::Model(model) => Some((model, fault)),
+            // Rows are served; whoever follows changes of memberships learns of them late.
+            Unlogged::Membership(_) => {
+                tracing::warn!(%fault, "changes of memberships are not logged");
+                None
+            }
+        };
+        let unlogged: Arc<BTreeMap<usize, SourceError>> = Arc::new(faults.into_iter().filter_map(model).collect());
+        *self.unlogged.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, unlogged.clone()));
+        Ok(unlogged)
+    }
+
+    async fn orgs(&self) -> Result<Vec<Org>, SourceError> {
+        let layout = self.layout().await?;
+        let client = self.primary.get().await?;
+        let orgs = access::orgs(&client, &layout).await?;
+        client.release();
+        Ok(orgs)
+    }
+}

@@ -114,7 +114,7 @@ impl Pool {
         let limit = Duration::from_millis(self.0.settings.acquire_timeout_ms);
         let permit = timeout(limit, self.0.permits.clone().acquire_owned()).await;
         let permit = permit.map_err(|_| SourceError::Busy("every connection to PostgreSQL is in use".into()))?;
-        self.lease(permit.map_err(|_| SourceError::Unavailable("the service is ending".into()))?).await
+        self.lease(permit.map_err(|_| SourceError::unavailable("the service is ending"))?).await
     }
 
     /// A connection if one may be had without waiting for others to give one back.
@@ -133,7 +133,7 @@ impl Pool {
             Some(connection) => connection,
             None => {
                 let limit = Duration::from_millis(self.0.settings.connect_timeout_ms);
-                let late = || SourceError::Unavailable("no answer within the connect timeout".into());
+                let late = || SourceError::unavailable("no answer within the connect timeout");
                 timeout(limit, self.connect()).await.map_err(|_| late())??
             }
         };

@@ -51,7 +51,8 @@ pub struct ScanSettings {
     pub lock_timeout_ms: u64,
     /// Milliseconds one model may take, which also bounds how long a scan holds its snapshot. 0: no limit.
     pub statement_timeout_ms: u64,
-    /// Bytes of a batch of encoded rows. A scan holds about this times its connections plus six.
+    /// Bytes of a batch of encoded rows. A scan holds at most two for each connection, four that wait and the one that
+    /// its reader works on.
     pub batch_bytes: NonZeroUsize,
 }
 
@@ -240,7 +241,7 @@ fn read(tasks: Tasks, readers: Vec<Lease>, work: Arc<Work>) -> BoxStream<'static
         }
         // A reader that was stopped or that panicked says nothing; silence must not pass for the end.
         if *finished.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
-            yield Err(SourceError::Unavailable("the scan was stopped before its end".into()));
+            yield Err(SourceError::unavailable("the scan was stopped before its end"));
         }
     }
     .boxed()

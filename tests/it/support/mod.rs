@@ -1,7 +1,15 @@
 //! What the tests share: databases of their own on the server that `make test` started.
 
+pub mod cluster;
+pub mod dice;
+pub mod oracle;
+pub mod pooler;
 pub mod postgres;
+pub mod proxy;
 pub mod reader;
+pub mod server;
+pub mod session;
+pub mod studio;
 pub mod world;
 
 /// A variable that `make test` sets. A missing server is a failure, never a skip.

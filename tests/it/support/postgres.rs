@@ -1,5 +1,7 @@
 //! A PostgreSQL database for each test.
 
+use std::time::{Duration, Instant};
+
 use headstart::model::SnapshotId;
 use tokio_postgres::{Client, Config, NoTls};
 
@@ -51,4 +53,17 @@ async fn connect(config: &Config) -> Client {
     let (client, connection) = config.connect(NoTls).await.expect("connect to PostgreSQL");
     tokio::spawn(connection);
     client
+}
+
+/// Polls a count until it is as wanted. The view has no notification to wait on.
+pub async fn wait_for(client: &Client, count: &str, wanted: i64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let found: i64 = client.query_one(count, &[]).await.unwrap().get(0);
+        if found == wanted {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{found} instead of {wanted}: {count}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

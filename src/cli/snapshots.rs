@@ -1,0 +1,151 @@
+//! `headstart snapshots`: what the store holds.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use indicatif::{HumanBytes, HumanDuration};
+
+use crate::cli::CliError;
+use crate::cli::table::Table;
+use crate::model::Org;
+use crate::snapshot::Manifest;
+use crate::store::{Head, Published, Slot, SnapshotStore};
+
+/// Arguments of `headstart snapshots`.
+#[derive(Args)]
+pub struct SnapshotsArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Every org's current snapshot, oldest first
+    List,
+    /// What one org's current snapshots consist of
+    Show(OrgArgs),
+    /// Take an org's snapshots away; the next request, or the background job, makes a new one
+    Delete(OrgArgs),
+}
+
+#[derive(Args)]
+struct OrgArgs {
+    /// The org
+    #[arg(long)]
+    org: String,
+}
+
+/// Carries one of them out.
+pub async fn run(args: SnapshotsArgs, store: &dyn SnapshotStore) -> Result<(), CliError> {
+    match args.action {
+        Action::List => list(current(store, |_| true).await?),
+        Action::Show(OrgArgs { org }) => show(store, &Org::new(org)).await,
+        Action::Delete(OrgArgs { org }) => {
+            let count = store.delete(&Org::new(org)).await?;
+            writeln!(std::io::stdout().lock(), "{count} snapshots deleted")?;
+            Ok(())
+        }
+    }
+}
+
+/// The snapshots of the orgs that are wanted, oldest first.
+async fn current(
+    store: &dyn SnapshotStore,
+    wanted: impl Fn(&Org) -> bool,
+) -> Result<Vec<(Slot, Head, Published)>, CliError> {
+    let heads = store.heads().await?.into_iter().filter(|(slot, _)| wanted(&slot.org));
+    let mut found: Vec<_> =
+        heads.filter_map(|(slot, mut head)| head.current.take().map(|current| (slot, head, current))).collect();
+    found.sort_by(|(_, _, one), (_, _, other)| other.age.cmp(&one.age));
+    Ok(found)
+}
+
+fn list(found: Vec<(Slot, Head, Published)>) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    let terminal = out.is_terminal();
+    let mut table =
+        Table::new(["ORG", "SNAPSHOT", "GENERATION", "SYNC ID", "AGE", "ROWS", "STORED", "LINES", "SCHEMA"]);
+    for (slot, head, Published { facts, age }) in found {
+        table.row([
+            slot.org.to_string(),
+            facts.id.to_string(),
+            head.generation.0.to_string(),
+            facts.sync_id.to_string(),
+            duration(age, terminal),
+            facts.rows.to_string(),
+            bytes(facts.len, terminal),
+            bytes(facts.raw_len, terminal),
+            slot.schema.to_string(),
+        ]);
+    }
+    table.write(&mut out, terminal)?;
+    Ok(())
+}
+
+async fn show(store: &dyn SnapshotStore, org: &Org) -> Result<(), CliError> {
+    let found = current(store, |other| other == org).await?;
+    if found.is_empty() {
+        return Err(CliError::Nothing(format!("the store holds no snapshot of org {org}")));
+    }
+    for (slot, head, Published { facts, age }) in found {
+        let encoded = store.manifest(&slot, facts.id).await?;
+        let manifest = Manifest::decode(&encoded)?;
+        let mut out = std::io::stdout().lock();
+        let terminal = out.is_terminal();
+        let mut table = Table::new(["FACT", "VALUE"]);
+        for (fact, value) in [
+            ("org", org.to_string()),
+            ("snapshot", facts.id.to_string()),
+            ("generation", head.generation.0.to_string()),
+            ("schema", slot.schema.to_string()),
+            ("epoch", facts.epoch.to_string()),
+            ("sync id", facts.sync_id.to_string()),
+            ("age", duration(age, terminal)),
+            ("rows", facts.rows.to_string()),
+            ("stored", bytes(facts.len, terminal)),
+            ("lines", bytes(facts.raw_len, terminal)),
+            ("manifest", bytes(encoded.len() as u64, terminal)),
+            ("packs", manifest.packs.len().to_string()),
+            ("frames", manifest.frames.len().to_string()),
+            ("group sets", manifest.sets.len().to_string()),
+        ] {
+            table.row([fact.to_owned(), value]);
+        }
+        table.write(&mut out, terminal)?;
+        writeln!(out)?;
+        by_model(&manifest, terminal).write(&mut out, terminal)?;
+    }
+    Ok(())
+}
+
+/// What each model takes. The manifest knows models by their place in the catalog of its schema, which may be another
+/// than today's, so that is what is printed.
+fn by_model(manifest: &Manifest, terminal: bool) -> Table {
+    let mut models: BTreeMap<u32, (u64, u64, u64, u64)> = BTreeMap::new();
+    for frame in &manifest.frames {
+        let (frames, rows, len, raw_len) = models.entry(frame.model).or_default();
+        *frames += 1;
+        *rows += u64::from(frame.rows);
+        *len += u64::from(frame.len);
+        *raw_len += u64::from(frame.raw_len);
+    }
+    let mut table = Table::new(["MODEL", "FRAMES", "ROWS", "STORED", "LINES"]);
+    for (model, (frames, rows, len, raw_len)) in models {
+        let sizes = [bytes(len, terminal), bytes(raw_len, terminal)];
+        let [len, raw_len] = sizes;
+        table.row([model.to_string(), frames.to_string(), rows.to_string(), len, raw_len]);
+    }
+    table
+}
+
+/// For people in a unit they grasp, for pipes in bytes.
+fn bytes(count: u64, terminal: bool) -> String {
+    if terminal { HumanBytes(count).to_string() } else { count.to_string() }
+}
+
+/// For people in a unit they grasp, for pipes in seconds.
+fn duration(time: Duration, terminal: bool) -> String {
+    if terminal { HumanDuration(time).to_string() } else { time.as_secs().to_string() }
+}

@@ -1,0 +1,495 @@
+//! The bytes of an answer, in the encoding the client takes.
+//!
+//! zstd: the stored frames as they are, then the metadata line as a small frame of its own; nothing is decoded.
+//! Identity: frames are decoded about 1 MiB at a time, on blocking threads. Gzip is made from that.
+//!
+//! Everything is pulled: a piece is read, or decoded, when the connection asks for the next one, so an answer holds one
+//! piece however slow its client is. An error is the last item of the stream and breaks the connection: no body ends
+//! before its metadata line and looks whole.
+
+use std::io::Write;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_stream::try_stream;
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Instant, timeout_at};
+
+use crate::http::encoding::Encoding;
+use crate::serve::{Facts, Part, ServeError, SliceLen, Stored};
+use crate::snapshot::frame::{self, Compressor, FrameError, TARGET_RAW};
+use crate::task;
+
+/// The metadata line is short: no level makes a difference.
+const TRAILER_LEVEL: i32 = 1;
+
+/// The bytes of an answer. Unless it is complete, its last item is an error.
+pub type ByteStream = BoxStream<'static, Result<Bytes, BodyError>>;
+
+/// Why a body breaks off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The rows could not be read to their end.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// A frame is damaged, or could not be made.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// There are more or fewer bytes than were announced.
+    #[error("the rows have another length than was announced")]
+    Length,
+    /// The dump stopped without saying that it had given all rows.
+    #[error("the dump stopped before its end")]
+    Unfinished,
+    /// Gzip failed; it writes to memory, so it should not.
+    #[error("gzip failed")]
+    Gzip(#[source] std::io::Error),
+    /// The answer took longer than it may.
+    #[error("the answer took longer than {0:?}")]
+    Deadline(Duration),
+}
+
+/// The answer of a published snapshot in zstd or identity: every byte has its place, so lengths are known and any range
+/// can be read.
+pub struct Measured {
+    stored: Arc<dyn Stored>,
+    encoding: Encoding,
+    trailer: Bytes,
+    len: u64,
+}
+
+impl Measured {
+    /// In zstd or, for anything else, identity.
+    ///
+    /// # Errors
+    /// When zstd can't make the last frame.
+    pub fn new(stored: Arc<dyn Stored>, facts: &Facts, encoding: Encoding) -> Result<Self, FrameError> {
+        let trailer = trailer(facts, stored.rows(), encoding)?;
+        let rows: u64 = stored.slices().iter().map(|slice| sent(slice, encoding)).sum();
+        Ok(Self { len: rows + trailer.len() as u64, stored, encoding, trailer })
+    }
+
+    /// How many bytes it has. Never 0: there is always a metadata line.
+    pub fn total(&self) -> u64 {
+        self.len
+    }
+
+    /// The metadata line, as it is sent.
+    pub fn trailer(&self) -> &[u8] {
+        &self.trailer
+    }
+
+    /// The bytes of a range that lies within the answer. Slices before it are not read, frames before it not decoded.
+    pub fn read(self, range: Range<u64>) -> ByteStream {
+        let Self { stored, encoding, trailer, .. } = self;
+        Box::pin(try_stream! {
+            let (first, skip) = seek(stored.slices(), encoding, range.start);
+            let mut window = Window { skip, left: range.end - range.start };
+            let mut slices = stored.clone().read(first);
+            for len in &stored.slices()[first..] {
+                if window.is_over() {
+                    return;
+                }
+                let mut slice = slices.next().await.ok_or(BodyError::Length)??;
+                if slice.len() as u64 != len.len {
+                    Err(BodyError::Length)?;
+                }
+                if encoding == Encoding::Zstd {
+                    yield window.cut(slice);
+                    continue;
+                }
+                let mut raw_left = len.raw_len;
+                while let Some((frames, raw_len)) = take_frames(&mut slice)? {
+                    raw_left = raw_left.checked_sub(raw_len as u64).ok_or(BodyError::Length)?;
+                    if !window.passes(raw_len as u64) && !window.is_over() {
+                        yield window.cut(decode(frames).await?);
+                    }
+                }
+                if raw_left > 0 {
+                    Err(BodyError::Length)?;
+                }
+            }
+            if !window.is_over() {
+                yield window.cut(trailer);
+            }
+        })
+    }
+}
+
+/// How many bytes of an encoded answer a slice takes.
+fn sent(slice: &SliceLen, encoding: Encoding) -> u64 {
+    if encoding == Encoding::Zstd { slice.len } else { slice.raw_len }
+}
+
+/// The slice that holds a byte, and where in it that byte is; behind the last slice for a byte of the metadata line.
+fn seek(slices: &[SliceLen], encoding: Encoding, start: u64) -> (usize, u64) {
+    let mut skip = start;
+    for (index, slice) in slices.iter().enumerate() {
+        match skip.checked_sub(sent(slice, encoding)) {
+            Some(behind) => skip = behind,
+            None => return (index, skip),
+        }
+    }
+    (slices.len(), skip)
+}
+
+/// What is left of a range while pieces go by.
+struct Window {
+    /// Bytes to leave out.
+    skip: u64,
+    /// Bytes to give after them.
+    left: u64,
+}
+
+impl Window {
+    fn is_over(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Whether a piece lies wholly before the range; it is behind us then.
+    fn passes(&mut self, len: u64) -> bool {
+        let behind = self.skip.checked_sub(len);
+        self.skip = behind.unwrap_or(self.skip);
+        behind.is_some()
+    }
+
+    /// The part of a piece that lies in the range.
+    fn cut(&mut self, mut piece: Bytes) -> Bytes {
+        let fit =
+            |count: u64, piece: &Bytes| usize::try_from(count).map_or(piece.len(), |count| count.min(piece.len()));
+        let skipped = piece.split_to(fit(self.skip, &piece));
+        self.skip -= skipped.len() as u64;
+        piece.truncate(fit(self.left, &piece));
+        self.left -= piece.len() as u64;
+        piece
+    }
+}
+
+/// The answer of a dump in progress, in zstd or, for anything else, identity.
+pub fn follow(mut parts: BoxStream<'static, Result<Part, ServeError>>, facts: Facts, encoding: Encoding) -> ByteStream {
+    Box::pin(try_stream! {
+        loop {
+            match parts.next().await.ok_or(BodyError::Unfinished)?? {
+                Part::Frames(frames) if encoding == Encoding::Zstd => yield frames,
+                Part::Frames(mut slice) => while let Some((frames, _)) = take_frames(&mut slice)? {
+                    yield decode(frames).await?;
+                },
+                Part::End(rows) => {
+                    yield trailer(&facts, &rows, encoding)?;
+                    return;
+                }
+            }
+        }
+    })
+}
+
+/// An identity stream, gzipped piece by piece. Level 1: it is made anew for every client, on our processors.
+pub fn gzip(mut lines: ByteStream) -> ByteStream {
+    Box::pin(try_stream! {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        while let Some(piece) = lines.next().await {
+            let piece = piece?;
+            let zipped;
+            (encoder, zipped) = task::blocking(move || {
+                let written = encoder.write_all(&piece);
+                let zipped = std::mem::take(encoder.get_mut());
+                written.map(|()| (encoder, zipped))
+            })
+            .await
+            .map_err(BodyError::Gzip)?;
+            if !zipped.is_empty() {
+                yield zipped.into();
+            }
+        }
+        yield encoder.finish().map_err(BodyError::Gzip)?.into();
+    })
+}
+
+/// Breaks a stream off at a deadline, `limit` after the request came. It is noticed when the client takes the next
+/// piece; one that takes nothing at all is the connection's matter.
+pub fn until(deadline: Instant, limit: Duration, mut bytes: ByteStream) -> ByteStream {
+    Box::pin(try_stream! {
+        while let Some(piece) = timeout_at(deadline, bytes.next()).await.map_err(|_| BodyError::Deadline(limit))? {
+            yield piece?;
+        }
+    })
+}
+
+/// The metadata line, as it is sent; for gzip it is plain until the stream is gzipped.
+fn trailer(facts: &Facts, rows: &[u64], encoding: Encoding) -> Result<Bytes, FrameError> {
+    let line = facts.trailer(rows);
+    match encoding {
+        Encoding::Zstd => Ok(Compressor::new(TRAILER_LEVEL)?.compress(&line)?.into()),
+        Encoding::Gzip | Encoding::Identity => Ok(line.into()),
+    }
+}
+
+/// Takes whole frames off the front of a slice: as many as decode to about 1 MiB, at least one. `None` at its end.
+/// Says how many bytes they decode to by their own headers.
+fn take_frames(slice: &mut Bytes) -> Result<Option<(Bytes, usize)>, FrameError> {
+    let (mut len, mut raw_len) = (0, 0usize);
+    for frame in frame::frames(slice) {
+        let (frame, raw) = frame?;
+        let together = raw_len.saturating_add(raw);
+        if len > 0 && together > TARGET_RAW {
+            break;
+        }
+        (len, raw_len) = (len + frame.len(), together);
+    }
+    Ok((len > 0).then(|| (slice.split_to(len), raw_len)))
+}
+
+/// The lines of some frames, decoded beside the runtime.
+async fn decode(frames: Bytes) -> Result<Bytes, FrameError> {
+    let lines = task::blocking(move || {
+        let mut lines = Vec::new();
+        for frame in frame::frames(&frames) {
+            let (frame, raw_len) = frame?;
+            let decoded = frame::decompress(frame, raw_len)?;
+            // Most often there is one frame, which need not be copied.
+            if lines.is_empty() { lines = decoded } else { lines.extend(decoded) }
+        }
+        Ok::<_, FrameError>(lines)
+    });
+    lines.await.map(Bytes::from)
+}
+
+/// A body whose length is known. It breaks off when its stream gives another number of bytes.
+pub struct Exact {
+    bytes: ByteStream,
+    left: u64,
+}
+
+impl Exact {
+    /// `len` bytes of a stream.
+    pub fn new(bytes: ByteStream, len: u64) -> Self {
+        Self { bytes, left: len }
+    }
+}
+
+impl Body for Exact {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let item = match ready!(self.bytes.poll_next_unpin(cx)) {
+            None if self.left > 0 => Err(BodyError::Length),
+            None => return Poll::Ready(None),
+            Some(Ok(bytes)) => match self.left.checked_sub(bytes.len() as u64) {
+                None => Err(BodyError::Length),
+                Some(left) => {
+                    self.left = left;
+                    Ok(Frame::data(bytes))
+                }
+            },
+            Some(Err(error)) => Err(error),
+        };
+        Poll::Ready(Some(item))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use futures_util::TryStreamExt;
+    use futures_util::stream;
+    use proptest::collection;
+    use proptest::strategy::{Strategy, ValueTree};
+    use proptest::test_runner::TestRunner;
+
+    use super::*;
+    use crate::http::fake::{Fake, Frames, broken, compress, facts, frames, lines, live};
+    use crate::serve::Content;
+
+    async fn collect(bytes: ByteStream) -> Result<Vec<u8>, BodyError> {
+        bytes
+            .try_fold(Vec::new(), async |mut all, piece| {
+                all.extend_from_slice(&piece);
+                Ok(all)
+            })
+            .await
+    }
+
+    fn measured(fake: &Arc<Fake>, encoding: Encoding) -> Measured {
+        Measured::new(fake.clone(), &facts(), encoding).unwrap()
+    }
+
+    async fn whole(fake: Fake, encoding: Encoding) -> Result<Vec<u8>, BodyError> {
+        let answer = measured(&Arc::new(fake), encoding);
+        let len = answer.total();
+        let bytes = collect(answer.read(0..len)).await?;
+        assert_eq!(bytes.len() as u64, len);
+        Ok(bytes)
+    }
+
+    fn of_live(parts: Vec<Result<Part, ServeError>>, encoding: Encoding) -> ByteStream {
+        match live(parts).content {
+            Content::Live(parts) => follow(parts, facts(), encoding),
+            Content::Stored(_) => unreachable!("made above"),
+        }
+    }
+
+    fn unzip(bytes: &[u8]) -> Vec<u8> {
+        let lines = frame::frames(bytes).map(|frame| frame.and_then(|(frame, len)| frame::decompress(frame, len)));
+        lines.collect::<Result<Vec<_>, _>>().unwrap().concat()
+    }
+
+    fn gunzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+        let mut plain = Vec::new();
+        flate2::read::GzDecoder::new(bytes).read_to_end(&mut plain).map(|_| plain)
+    }
+
+    /// Slices of one frame, of several, of frames beyond 1 MiB, and of many small ones that are decoded together.
+    fn slices() -> Vec<Frames> {
+        vec![
+            vec![lines(1, 10)],
+            vec![lines(2, 3), lines(3, 40_000), lines(4, 5)],
+            (5..60).map(|seed| lines(seed, 900)).collect(),
+            vec![lines(60, 1)],
+        ]
+    }
+
+    fn plain(slices: &[Frames]) -> Vec<u8> {
+        let rows = vec![slices.len() as u64];
+        slices.iter().flatten().flatten().copied().chain(facts().trailer(&rows)).collect()
+    }
+
+    #[tokio::test]
+    async fn all_encodings_hold_the_same_lines() {
+        let slices = slices();
+        let expected = plain(&slices);
+        assert!(whole(Fake::new(&slices), Encoding::Identity).await.unwrap() == expected);
+        let zipped = whole(Fake::new(&slices), Encoding::Zstd).await.unwrap();
+        assert!(unzip(&zipped) == expected);
+        let answer = measured(&Arc::new(Fake::new(&slices)), Encoding::Identity);
+        let len = answer.total();
+        assert!(gunzip(&collect(gzip(answer.read(0..len))).await.unwrap()).unwrap() == expected);
+    }
+
+    #[tokio::test]
+    async fn a_dump_in_progress_gives_the_same_lines_in_all_encodings() {
+        let parts = || vec![frames(&lines(1, 10)), frames(&lines(2, 40_000)), Ok(Part::End(vec![40_010]))];
+        let expected: Vec<u8> = [lines(1, 10), lines(2, 40_000), facts().trailer(&[40_010])].concat();
+        assert!(collect(of_live(parts(), Encoding::Identity)).await.unwrap() == expected);
+        let zipped = collect(of_live(parts(), Encoding::Zstd)).await.unwrap();
+        assert!(unzip(&zipped) == expected);
+        let zipped = collect(gzip(of_live(parts(), Encoding::Gzip))).await.unwrap();
+        assert!(gunzip(&zipped).unwrap() == expected);
+    }
+
+    #[tokio::test]
+    async fn nothing_ends_cleanly_but_the_whole() {
+        for encoding in [Encoding::Zstd, Encoding::Identity, Encoding::Gzip] {
+            let of_live = |parts| match encoding {
+                Encoding::Gzip => gzip(of_live(parts, encoding)),
+                _ => of_live(parts, encoding),
+            };
+            let unfinished = collect(of_live(vec![frames(b"{}\n")])).await;
+            assert!(matches!(unfinished, Err(BodyError::Unfinished)), "{encoding:?}: {unfinished:?}");
+            let failed = collect(of_live(vec![frames(b"{}\n"), Err(broken())])).await;
+            assert!(matches!(failed, Err(BodyError::Serve(_))), "{encoding:?}: {failed:?}");
+        }
+        let small: [Frames; 3] = [vec![lines(1, 10)], vec![lines(2, 20), lines(3, 30)], vec![lines(4, 40)]];
+        let new = || Fake::new(&small);
+        let other: Bytes = compress(&lines(1, 11)).into();
+        let len = new().slices()[0];
+        for encoding in [Encoding::Zstd, Encoding::Identity] {
+            let failed = whole(new().failing_after(2), encoding).await;
+            assert!(matches!(failed, Err(BodyError::Serve(_))), "{encoding:?}: {failed:?}");
+            let swapped = whole(new().with_slice(0, other.clone()), encoding).await;
+            assert!(matches!(swapped, Err(BodyError::Length)), "{encoding:?}: {swapped:?}");
+        }
+        // The lengths of a lying manifest are found out before anything is decoded into them.
+        for raw_len in [len.raw_len - 1, len.raw_len + 1] {
+            let lying = whole(new().with_len(0, SliceLen { raw_len, ..len }), Encoding::Identity).await;
+            assert!(matches!(lying, Err(BodyError::Length)), "{lying:?}");
+        }
+        let mut flipped = compress(&lines(1, 10));
+        *flipped.last_mut().unwrap() ^= 1;
+        let damaged = whole(new().with_slice(0, flipped.into()), Encoding::Identity).await;
+        assert!(matches!(damaged, Err(BodyError::Frame(_))), "{damaged:?}");
+    }
+
+    #[tokio::test]
+    async fn slices_before_a_range_are_not_read() {
+        let fake = Arc::new(Fake::new(&slices()));
+        let answer = measured(&fake, Encoding::Zstd);
+        let last = answer.total() - answer.trailer().len() as u64 - 1;
+        assert_eq!(collect(answer.read(last..last + 1)).await.unwrap().len(), 1);
+        assert_eq!(fake.taken.load(std::sync::atomic::Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn an_exact_body_breaks_when_it_is_short_or_long() {
+        use futures_util::future::poll_fn;
+        for (given, announced, fits) in [(3, 3, true), (2, 3, false), (4, 3, false)] {
+            let bytes = stream::iter([Ok(Bytes::from(vec![0; given]))]).boxed();
+            let mut body = Exact::new(bytes, announced);
+            assert_eq!(body.size_hint().exact(), Some(announced));
+            let mut broke = false;
+            while let Some(item) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+                broke |= item.is_err();
+                if broke {
+                    break;
+                }
+            }
+            assert_eq!((!broke, body.is_end_stream()), (fits, fits), "{given} of {announced}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_breaks_off_at_its_deadline() {
+        let slow = stream::iter(0..3).then(async |_| {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            Ok(Bytes::from_static(b"x"))
+        });
+        let limit = Duration::from_secs(10);
+        let mut bytes = until(Instant::now() + limit, limit, slow.boxed());
+        assert!(matches!(bytes.next().await, Some(Ok(_))));
+        assert!(matches!(bytes.next().await, Some(Ok(_))));
+        assert!(matches!(bytes.next().await, Some(Err(BodyError::Deadline(_)))));
+        assert!(bytes.next().await.is_none());
+    }
+
+    /// Wherever an answer is cut, the parts are the whole.
+    #[tokio::test]
+    async fn the_ranges_of_every_cut_are_the_whole() {
+        let mut runner = TestRunner::default();
+        let shapes = collection::vec(collection::vec(1usize..4, 1..4), 0..4);
+        for _ in 0..12 {
+            let shape = shapes.new_tree(&mut runner).unwrap().current();
+            let slices: Vec<Frames> =
+                shape.iter().map(|frames| frames.iter().map(|rows| lines(*rows, *rows)).collect()).collect();
+            let fake = Arc::new(Fake::new(&slices));
+            for encoding in [Encoding::Zstd, Encoding::Identity] {
+                let read = async |range: Range<u64>| collect(measured(&fake, encoding).read(range)).await.unwrap();
+                let total = measured(&fake, encoding).total();
+                let whole = read(0..total).await;
+                for cut in 1..whole.len() {
+                    let at = cut as u64;
+                    let (head, tail) = (read(0..at).await, read(at..total).await);
+                    assert!([head, tail].concat() == whole, "{encoding:?} of {shape:?} cut at {cut}");
+                    let middle = read(at / 2..at).await;
+                    assert!(middle == whole[cut / 2..cut], "{encoding:?} of {shape:?} from {} to {cut}", cut / 2);
+                }
+            }
+        }
+    }
+}

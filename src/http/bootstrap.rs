@@ -1,0 +1,218 @@
+//! `GET /sync/bootstrap`: from a request to the head and the body of its answer.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::response::Response;
+use percent_encoding::percent_decode_str;
+use tokio::time::{Instant, timeout_at};
+
+use crate::http::Http;
+use crate::http::body::{ByteStream, Exact, Measured, follow, gzip, until};
+use crate::http::encoding::Encoding;
+use crate::http::error::HttpError;
+use crate::http::range::{Conditions, Etag, Portion};
+use crate::http::request::RequestContext;
+use crate::model::{BootstrapQuery, Caller, QueryError};
+use crate::serve::{Answer, Content, Facts};
+
+const SYNC_METHOD: HeaderName = HeaderName::from_static("x-sync-method");
+const SYNC_ID: HeaderName = HeaderName::from_static("x-sync-id");
+const SCHEMA_HASH: HeaderName = HeaderName::from_static("x-schema-hash");
+const SNAPSHOT_ID: HeaderName = HeaderName::from_static("x-snapshot-id");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// Answers with the caller's whole state, or the part of it that was asked for.
+pub async fn bootstrap(
+    State(http): State<Arc<Http>>,
+    Extension(request): Extension<Arc<RequestContext>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, HttpError> {
+    let caller = http.caller(&headers, &request).await?;
+    let query = parse(uri.query().unwrap_or_default())?;
+    let delivery = Delivery {
+        encoding: Encoding::negotiate(&headers, http.settings.zstd).ok_or(HttpError::NotAcceptable)?,
+        conditions: Conditions::read(&headers, method == Method::GET),
+        query,
+        started: request.started(),
+        limit: Duration::from_secs(http.settings.answer_deadline_s),
+    };
+    let begin = async {
+        match resumed(&http, &caller, &delivery).await {
+            Some(answer) => Ok(answer),
+            None => http.service.bootstrap(&caller, &delivery.query).await,
+        }
+    };
+    let begun = timeout_at(delivery.deadline(), begin).await;
+    let answer = begun.map_err(|_| HttpError::Deadline(delivery.limit))??;
+    request.answered_from(answer.facts.method);
+    delivery.respond(answer)
+}
+
+/// The answer that a broken download goes on with, from a snapshot that may have been replaced meanwhile. `None` when
+/// that isn't what is asked, or it can't be had: then the current answer is sent from its beginning.
+async fn resumed(http: &Http, caller: &Caller, delivery: &Delivery) -> Option<Answer> {
+    let query = &delivery.query;
+    let etag = delivery.conditions.resumes().filter(|_| delivery.is_tagged() && !query.no_cache)?;
+    // An error here is found again, and told, when the current answer is asked for.
+    let answer = http.service.stored(caller, query, etag.snapshot()).await.ok().flatten()?;
+    let new_enough = query.first_sync_id.is_none_or(|first| first <= answer.facts.last_sync_id);
+    let same = new_enough && delivery.etag(&answer) == Some(etag);
+    same.then_some(answer)
+}
+
+/// How an answer is to be sent.
+pub(super) struct Delivery {
+    /// What the client takes.
+    pub encoding: Encoding,
+    /// What it has already, or wants a part of.
+    pub conditions: Conditions,
+    /// What it asked for.
+    pub query: BootstrapQuery,
+    /// When the request came.
+    pub started: Instant,
+    /// How long after that the answer breaks off.
+    pub limit: Duration,
+}
+
+impl Delivery {
+    /// When the answer breaks off.
+    fn deadline(&self) -> Instant {
+        self.started + self.limit
+    }
+
+    /// Whether answers have an etag. With sync actions in them they would differ each time; gzip's bytes are not the
+    /// same from one version of the library to the next.
+    fn is_tagged(&self) -> bool {
+        self.query.no_sync_packets && self.encoding != Encoding::Gzip
+    }
+
+    /// The etag of an answer, if it has one.
+    fn etag(&self, answer: &Answer) -> Option<Etag> {
+        match &answer.content {
+            Content::Stored(stored) if self.is_tagged() => {
+                let measured = Measured::new(stored.clone(), &answer.facts, self.encoding).ok()?;
+                Some(self.tag(&answer.facts, &measured))
+            }
+            _ => None,
+        }
+    }
+
+    fn tag(&self, facts: &Facts, measured: &Measured) -> Etag {
+        Etag::new(facts.snapshot, &self.query, self.encoding, measured.trailer())
+    }
+
+    /// The head and the body.
+    pub fn respond(&self, answer: Answer) -> Result<Response, HttpError> {
+        let Answer { facts, content } = answer;
+        let mut response = Response::new(Body::empty());
+        let headers = response.headers_mut();
+        self.describe(&facts, headers);
+        match content {
+            Content::Stored(stored) => {
+                let plain = if self.encoding == Encoding::Gzip { Encoding::Identity } else { self.encoding };
+                let measured = Measured::new(stored, &facts, plain).map_err(HttpError::Begin)?;
+                if self.encoding == Encoding::Gzip {
+                    let len = measured.total();
+                    *response.body_mut() = self.stream(gzip(measured.read(0..len)));
+                } else {
+                    self.measured(measured, &facts, &mut response)?;
+                }
+            }
+            Content::Live(parts) => {
+                let bytes = follow(parts, facts, self.encoding);
+                let bytes = if self.encoding == Encoding::Gzip { gzip(bytes) } else { bytes };
+                *response.body_mut() = self.stream(bytes);
+            }
+        }
+        Ok(response)
+    }
+
+    /// The headers of every answer.
+    fn describe(&self, facts: &Facts, headers: &mut HeaderMap) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+        if let Some(name) = self.encoding.name() {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name));
+        }
+        headers.insert(SYNC_METHOD, HeaderValue::from_static(facts.method.as_str()));
+        headers.insert(SYNC_ID, HeaderValue::from(facts.last_sync_id.0));
+        headers.insert(SCHEMA_HASH, text(facts.schema.hash.as_str()));
+        headers.insert(SNAPSHOT_ID, text(&facts.snapshot.to_string()));
+        let millis = self.started.elapsed().as_secs_f64() * 1000.0;
+        headers.insert(SERVER_TIMING, text(&format!("answer;dur={millis:.1}")));
+    }
+
+    /// An answer whose every byte has its place: with its length and, if it is tagged, conditions and ranges.
+    fn measured(&self, measured: Measured, facts: &Facts, response: &mut Response) -> Result<(), HttpError> {
+        let len = measured.total();
+        let mut portion = Portion::Whole;
+        if self.is_tagged() {
+            let etag = self.tag(facts, &measured);
+            portion = self.conditions.judge(&etag, len);
+            response.headers_mut().insert(ETAG, text(&etag.to_string()));
+            response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        }
+        let range = match portion {
+            Portion::Whole => 0..len,
+            Portion::Part(range) => {
+                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+                let value = format!("bytes {}-{}/{len}", range.start, range.end - 1);
+                response.headers_mut().insert(CONTENT_RANGE, text(&value));
+                range
+            }
+            Portion::NotModified => {
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                // The length of what is not sent: without it the body's own, zero, would be told.
+                response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(len));
+                return Ok(());
+            }
+            Portion::Unsatisfiable => return Err(HttpError::Range(len)),
+        };
+        let len = range.end - range.start;
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(len));
+        *response.body_mut() = Body::new(Exact::new(self.bounded(measured.read(range)), len));
+        Ok(())
+    }
+
+    fn stream(&self, bytes: ByteStream) -> Body {
+        Body::from_stream(self.bounded(bytes))
+    }
+
+    fn bounded(&self, bytes: ByteStream) -> ByteStream {
+        until(self.deadline(), self.limit, bytes)
+    }
+}
+
+/// A header's value made of digits, hex and punctuation.
+fn text(value: &str) -> HeaderValue {
+    HeaderValue::from_str(value).expect("ids, hashes and numbers can stand in a header")
+}
+
+/// Reads a query string as forms and `URLSearchParams` write it.
+fn parse(query: &str) -> Result<BootstrapQuery, QueryError> {
+    let decode = |text: &str| {
+        let spaced = text.replace('+', " ");
+        percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned).ok()
+    };
+    let mut pairs = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let field = decode(name).unwrap_or_else(|| name.to_owned());
+        match decode(value) {
+            Some(value) => pairs.push((field, value)),
+            None => return Err(QueryError { field, fault: "is not UTF-8".into() }),
+        }
+    }
+    BootstrapQuery::parse(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+}

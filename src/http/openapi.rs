@@ -1,0 +1,279 @@
+//! `GET /openapi.json`: the client side as OpenAPI 3.1, written by hand beside the code it describes. It tells nothing of
+//! this deployment, so it needs no token.
+
+use axum::Json;
+use serde_json::{Value, json};
+
+use crate::http::error::Code;
+
+/// What every call with a token may be answered with.
+const COMMON: [Code; 9] = [
+    Code::Unauthenticated,
+    Code::UriTooLong,
+    Code::HeadersTooLarge,
+    Code::DatabaseUnavailable,
+    Code::CatalogMismatch,
+    Code::StoreUnavailable,
+    Code::Overloaded,
+    Code::Stopping,
+    Code::Internal,
+];
+
+/// The document.
+pub async fn document() -> Json<Value> {
+    Json(describe())
+}
+
+fn describe() -> Value {
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Headstart",
+            "version": env!("CARGO_PKG_VERSION"),
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "description": "Hands each client of a local-first application the whole state of its organization, \
+                            filtered by the caller's sync groups, and says up to which change it is true."
+        },
+        "security": [{"token": []}],
+        "paths": {
+            "/sync/bootstrap": {"get": bootstrap()},
+            "/sync/groups": {"get": {
+                "operationId": "groups",
+                "summary": "The sync groups the caller holds.",
+                "parameters": [request_id()],
+                "responses": responses(json!({"200": json_answer("The caller's groups.", "Groups")}), &COMMON)
+            }},
+            "/sync/schema": {"get": {
+                "operationId": "schema",
+                "summary": "Models, fields, types, load strategies and batch keys.",
+                "parameters": [request_id()],
+                "responses": responses(json!({"200": json_answer("How rows look.", "Schema")}), &COMMON)
+            }},
+            "/openapi.json": {"get": {
+                "operationId": "openapi",
+                "summary": "This document.",
+                "security": [],
+                "responses": responses(json!({"200": {
+                    "description": "OpenAPI 3.1.", "content": {"application/json": {"schema": {"type": "object"}}}
+                }}), &[Code::UriTooLong, Code::HeadersTooLarge])
+            }}
+        },
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "schemas": schemas()
+        }
+    })
+}
+
+fn bootstrap() -> Value {
+    let ok = json!({
+        "description": "Every row the caller may see of the models asked for, one JSON object a line with `__class` \
+                        first, and last a line of class `_metadata_`. A body without that line is not complete.",
+        "headers": answer_headers(),
+        "content": {"application/x-ndjson": {"schema": {"type": "string"}}}
+    });
+    let part = json!({
+        "description": "The range asked for, with `content-range`.",
+        "headers": answer_headers(),
+        "content": {"application/x-ndjson": {"schema": {"type": "string"}}}
+    });
+    let answers = json!({
+        "200": ok,
+        "206": part,
+        "304": {"description": "The client has this very answer.", "headers": answer_headers()}
+    });
+    let elsewhere = [Code::NotFound, Code::MethodNotAllowed];
+    let codes: Vec<Code> = Code::ALL.into_iter().filter(|code| !elsewhere.contains(code)).collect();
+    json!({
+        "operationId": "bootstrap",
+        "summary": "The caller's whole state, or the part of it that is asked for.",
+        "description": "From a published snapshot, or from the database while one is made. To go on with a download that \
+                        broke, ask with `noSyncPackets=true`, keep the `etag`, and send `Range` with `If-Range`.",
+        "parameters": [
+            query("type", json!({"type": "string", "enum": ["full", "partial"], "default": "full"}),
+                "`full`: all instant and lazy models, or those of `onlyModels`. `partial`: needs `onlyModels` or \
+                 `syncGroups`."),
+            list("onlyModels", "Only these models, by name."),
+            list("syncGroups", "Only rows that carry one of these groups, as `kind:id`; the caller holds all of them."),
+            query("firstSyncId", json!({"type": "integer", "format": "int64", "minimum": 0}),
+                "The answer must be true at this sync id or later."),
+            query("schemaHash", json!({"type": "string"}), "The schema the client was made for."),
+            query("noCache", json!({"type": "boolean", "default": false}), "From a dump that starts after this request."),
+            query("noSyncPackets", json!({"type": "boolean", "default": false}),
+                "Without the sync actions after the snapshot. Such answers have an etag."),
+            header("Accept-Encoding", "zstd, gzip and identity are offered, at equal weight in this order."),
+            header("If-None-Match", "Etags of answers the client has."),
+            header("Range", "One range of bytes. Without an etag, and in gzip, the answer is whole."),
+            header("If-Range", "The etag of the answer a range is of."),
+            request_id()
+        ],
+        "responses": responses(answers, &codes)
+    })
+}
+
+fn query(name: &str, schema: Value, description: &str) -> Value {
+    json!({"name": name, "in": "query", "schema": schema, "description": description})
+}
+
+fn list(name: &str, description: &str) -> Value {
+    let schema = json!({"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": 1000});
+    json!({"name": name, "in": "query", "style": "form", "explode": false, "schema": schema, "description": description})
+}
+
+fn header(name: &str, description: &str) -> Value {
+    json!({"name": name, "in": "header", "schema": {"type": "string"}, "description": description})
+}
+
+fn request_id() -> Value {
+    header(
+        "X-Request-Id",
+        "Names the request in the answer and the log: up to 64 letters, digits, `-`, `_` or `.`. \
+                            Without one, or with another, a new one is drawn.",
+    )
+}
+
+fn json_answer(description: &str, schema: &str) -> Value {
+    let schema = json!({"$ref": format!("#/components/schemas/{schema}")});
+    json!({"description": description, "content": {"application/json": {"schema": schema}}})
+}
+
+/// The given answers and the errors, grouped by status with their codes.
+fn responses(mut answers: Value, codes: &[Code]) -> Value {
+    for code in codes {
+        let status = code.status();
+        let same: Vec<&Code> = codes.iter().filter(|other| other.status() == status).collect();
+        let problem = json!({
+            "allOf": [
+                {"$ref": "#/components/schemas/Problem"},
+                {"properties": {"status": {"const": status.as_u16()}, "code": {"enum": same}}}
+            ]
+        });
+        let mut answer = json!({
+            "description": status.canonical_reason().unwrap_or("Error"),
+            "content": {"application/problem+json": {"schema": problem}}
+        });
+        if status == axum::http::StatusCode::SERVICE_UNAVAILABLE {
+            answer["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}, "description": "In seconds."}});
+        }
+        answers[status.as_str()] = answer;
+    }
+    answers
+}
+
+fn answer_headers() -> Value {
+    let text = |description: &str| json!({"schema": {"type": "string"}, "description": description});
+    json!({
+        "x-sync-method": text("`snapshot` or `postgres`: where the rows come from."),
+        "x-sync-id": text("The answer holds everything up to this sync id."),
+        "x-schema-hash": text("How the rows look."),
+        "x-snapshot-id": text("The snapshot the rows are of."),
+        "x-request-id": text("Names the request in the log."),
+        "server-timing": text("`answer`: milliseconds from the request to this head."),
+        "etag": text("With `noSyncPackets=true`, of a published snapshot in zstd or identity."),
+        "accept-ranges": text("`bytes` where there is an etag.")
+    })
+}
+
+fn schemas() -> Value {
+    let text = || json!({"type": "string"});
+    let object = |required: &[&str], properties: Value| json!({"type": "object", "required": required, "properties": properties});
+    let field = object(
+        &["name", "type", "sqlType", "nullable"],
+        json!({
+            "name": text(),
+            "type": {"enum": ["boolean", "number", "string", "array", "any"]},
+            "sqlType": text(),
+            "nullable": {"type": "boolean", "description": "Whether the key may be absent."}
+        }),
+    );
+    let model = object(
+        &["name", "loadStrategy", "idField", "batchKeys", "fields"],
+        json!({
+            "name": text(),
+            "loadStrategy": {"enum": ["instant", "lazy", "partial", "explicit"]},
+            "idField": text(),
+            "batchKeys": {"type": "array", "items": text()},
+            "fields": {"type": "array", "items": field}
+        }),
+    );
+    json!({
+        "Problem": object(&["title", "status", "code", "detail", "requestId"], json!({
+            "title": text(),
+            "status": {"type": "integer"},
+            "code": {"enum": Code::ALL, "description": "For programs; never changes its meaning."},
+            "detail": {"type": "string", "description": "For people."},
+            "field": {"type": "string", "description": "The parameter or header at fault."},
+            "schemaHash": {"type": "string", "description": "With SCHEMA_MISMATCH: the server's."},
+            "requestId": text()
+        })),
+        "Groups": object(&["org", "user", "syncGroups"], json!({
+            "org": text(), "user": text(), "syncGroups": {"type": "array", "items": text()}
+        })),
+        "Schema": object(&["schemaHash", "models"], json!({
+            "schemaHash": text(), "models": {"type": "array", "items": model}
+        })),
+        "Metadata": object(
+            &["__class", "method", "epoch", "lastSyncId", "snapshotSyncId", "schemaHash", "subscribedSyncGroups",
+              "returnedModelsCount"],
+            json!({
+                "__class": {"const": "_metadata_"},
+                "method": {"enum": ["snapshot", "postgres"]},
+                "epoch": {"type": "string", "description": "Which history the sync ids belong to."},
+                "lastSyncId": {"type": "integer", "description": "The answer holds everything up to it."},
+                "snapshotSyncId": {"type": "integer"},
+                "schemaHash": text(),
+                "subscribedSyncGroups": {"type": "array", "items": text()},
+                "returnedModelsCount": {"type": "object", "additionalProperties": {"type": "integer"}}
+            })
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every `$ref` of the document.
+    fn references(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(members) => {
+                found.extend(members.get("$ref").and_then(Value::as_str).map(str::to_owned));
+                members.values().for_each(|member| references(member, found));
+            }
+            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere_and_every_code_is_told() {
+        let document = describe();
+        let mut found = BTreeSet::new();
+        references(&document, &mut found);
+        assert!(found.len() >= 3);
+        for reference in found {
+            let pointer = reference.strip_prefix('#').expect("within the document");
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+        let responses = document["paths"]["/sync/bootstrap"]["get"]["responses"].to_string();
+        for code in Code::ALL.into_iter().filter(|code| !matches!(code, Code::NotFound | Code::MethodNotAllowed)) {
+            assert!(responses.contains(&serde_json::to_string(&code).unwrap()), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn every_parameter_of_the_query_is_described() {
+        use crate::model::BootstrapQuery;
+        let document = describe();
+        for parameter in document["paths"]["/sync/bootstrap"]["get"]["parameters"].as_array().unwrap() {
+            if parameter["in"] == "query" {
+                // A name that the parser does not know is refused with a fault that says so.
+                let name = parameter["name"].as_str().unwrap();
+                let fault = BootstrapQuery::parse([(name, "")]).err().map(|error| error.fault).unwrap_or_default();
+                assert!(!fault.contains("no parameter"), "{name}");
+            }
+        }
+    }
+}

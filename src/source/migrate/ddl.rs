@@ -1,0 +1,93 @@
+//! The tables of the log.
+
+use crate::model::catalog::LogTable;
+use crate::source::migrate::names::{self, quote_ident, quote_literal, quote_table};
+
+/// Which shape of the log this is. Raised with every change that an existing log must be brought to.
+pub const VERSION: u32 = 1;
+
+/// What the comment on the log table begins with; the version follows.
+const COMMENT: &str = "The change log of Headstart, version ";
+
+/// The comment on a log table of this version.
+pub fn comment() -> String {
+    format!("{COMMENT}{VERSION}")
+}
+
+/// The version that a comment tells, if it is one of ours.
+pub fn version(comment: &str) -> Option<u32> {
+    comment.strip_prefix(COMMENT)?.parse().ok()
+}
+
+/// The log. Ids are drawn by the INSERT itself, one by one, so that whoever holds one also holds a lock on the table.
+pub fn log(log: &LogTable) -> String {
+    let column = quote_ident;
+    format!(
+        "CREATE TABLE {table} (
+  {id} bigint GENERATED ALWAYS AS IDENTITY (INCREMENT 1 CACHE 1) PRIMARY KEY,
+  {org} text NOT NULL,
+  {model} text,
+  {model_id} text,
+  {action} text NOT NULL CHECK ({action} IN ('I', 'U', 'D', 'G')),
+  {groups} text[] NOT NULL,
+  {created_at} timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE {table} IS {comment};
+",
+        table = quote_table(&log.table),
+        id = column(&log.id),
+        org = column(&log.org),
+        model = column(&log.model),
+        model_id = column(&log.model_id),
+        action = column(&log.action),
+        groups = column(&log.groups),
+        created_at = column(&log.created_at),
+        comment = quote_literal(&comment()),
+    )
+}
+
+/// The index that reads one org's actions in order. `how` is `CONCURRENTLY ` on a log that is in use.
+pub fn org_index(log: &LogTable, how: &str) -> String {
+    format!(
+        "CREATE INDEX {how}{} ON {} ({}, {});\n",
+        quote_ident(&names::org_index(log)),
+        quote_table(&log.table),
+        quote_ident(&log.org),
+        quote_ident(&log.id)
+    )
+}
+
+/// Removes what a broken CONCURRENTLY left.
+pub fn drop_org_index(log: &LogTable) -> String {
+    format!("DROP INDEX CONCURRENTLY {}.{};\n", quote_ident(&log.table.schema), quote_ident(&names::org_index(log)))
+}
+
+/// One row: the highest sync id that was trimmed away. Changed in the transaction that trims.
+pub fn floor(log: &LogTable) -> String {
+    let table = quote_table(&log.floor);
+    format!(
+        "CREATE TABLE {table} (
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  floor bigint NOT NULL
+);
+INSERT INTO {table} (floor) VALUES (0);
+"
+    )
+}
+
+/// Who wrote below which parent, and who moved one: rows outlive the transactions that could need them only until
+/// they are trimmed.
+pub fn marks(log: &LogTable) -> String {
+    format!(
+        "CREATE TABLE {} (
+  xid xid8 NOT NULL,
+  side \"char\" NOT NULL,
+  parent text NOT NULL,
+  org text NOT NULL DEFAULT '',
+  groups text[],
+  PRIMARY KEY (xid, side, parent, org)
+);
+",
+        quote_table(&names::marks_table(log))
+    )
+}

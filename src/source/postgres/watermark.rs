@@ -1,0 +1,359 @@
+//! The watermark: how far the log may be believed.
+//!
+//! Ids are drawn before commit, so a higher one can become visible first, and a reader that trusts `max(id)` loses the
+//! late one for good. [`probe`] finds an id L such that no id up to L ever becomes visible later:
+//!
+//! 1. It reads the log's sequence: every id up to L has been drawn, or will never be.
+//! 2. In a later statement it lists the transactions that hold a `RowExclusiveLock` on the log or one of its
+//!    partitions. A writer takes that lock before it draws an id and keeps it to its end, so whoever drew an id up to L
+//!    is in the list or has ended. Transactions are named by `virtualtransaction`: prepared ones have no pid, and since
+//!    PostgreSQL 14.1 keep the name they were listed under when they are prepared meanwhile.
+//! 3. It waits until all of them have ended. Locks are released after the commit has become visible.
+//! 4. It waits until the WAL that was written by then is flushed. What is not flushed is lost in a crash, and the ids
+//!    of it, rolled-back ones too, are drawn again.
+//!
+//! L is true for as long as the epoch lasts: the system identifier and the timeline (restore, point-in-time recovery,
+//! failover), the database and the log table (made again), and the storage of the sequence (restarted).
+//!
+//! [`Watermarks`] lets one probe serve everyone who asked before it began.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_postgres::{Client, Row};
+
+use crate::model::{Epoch, SyncId, Watermark};
+use crate::source::SourceError;
+use crate::source::postgres::error::classify;
+use crate::source::postgres::log::Log;
+
+/// How often the database is asked whether something has ended, at first and at most.
+const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+
+/// How long the WAL is given to be flushed by the writers' own commits before the probe asks for it.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(10);
+
+/// After this long a waiting probe says in the log whom it waits for.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// The log and its partitions, from the quoted name `$1`.
+const LOG_TABLES: &str = "WITH RECURSIVE log(oid) AS (
+    SELECT to_regclass($1)::oid
+    UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN log ON i.inhparent = log.oid)";
+
+/// Locks of writers on [`LOG_TABLES`], as `l`.
+const WRITERS: &str = "FROM pg_catalog.pg_locks l
+    WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+      AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+      AND l.relation IN (SELECT oid FROM log)";
+
+/// The connection leads to a server that replays another's log.
+#[derive(Debug, thiserror::Error)]
+#[error("the server is in recovery: the URL leads to a standby, it must lead to the primary")]
+pub struct Standby;
+
+/// Settings `[watermark]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatermarkSettings {
+    /// Milliseconds a probe waits for open writers before it fails, and as long again for the WAL.
+    pub held_ms: u64,
+}
+
+impl Default for WatermarkSettings {
+    /// What `config/headstart.toml` says; a test holds the two together.
+    fn default() -> Self {
+        Self { held_ms: 10_000 }
+    }
+}
+
+/// Which history the database is in now. Waits for nobody.
+///
+/// # Errors
+/// As [`probe`].
+pub async fn epoch(client: &Client, log: &Log) -> Result<Epoch, SourceError> {
+    Ok(drawn(client, log).await?.0)
+}
+
+/// Finds the watermark now, on a connection that is in no transaction. Waits for writers at most `limit`, and as long
+/// again for the WAL. Cancel safe.
+///
+/// # Errors
+/// [`SourceError::Held`] when a writer stayed open for longer, with its session's name; [`SourceError::Unavailable`] with
+/// [`Standby`] as its cause when the server is no primary; else what PostgreSQL says.
+pub async fn probe(client: &Client, log: &Log, limit: Duration) -> Result<Watermark, SourceError> {
+    loop {
+        let (epoch, sync_id) = drawn(client, log).await?;
+        wait_for_writers(client, log, limit).await?;
+        wait_for_wal(client, limit).await?;
+        // A log that was made anew or restarted meanwhile has drawn other ids than those that were read.
+        if drawn(client, log).await?.0 == epoch {
+            return Ok(Watermark { epoch, sync_id });
+        }
+    }
+}
+
+/// Reads the epoch and the highest id that was drawn.
+async fn drawn(client: &Client, log: &Log) -> Result<(Epoch, SyncId), SourceError> {
+    // `pg_control_checkpoint` learns of a promotion only at the next checkpoint; names of WAL files tell at once.
+    let sql = format!(
+        "SELECT pg_is_in_recovery(),
+                CASE WHEN NOT pg_is_in_recovery()
+                     THEN concat_ws('-', (SELECT system_identifier FROM pg_control_system()),
+                                    substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
+                                    (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()),
+                                    to_regclass($1)::oid, pg_relation_filenode(to_regclass($2))) END,
+                CASE WHEN is_called THEN last_value ELSE last_value - 1 END
+         FROM {}",
+        log.sequence
+    );
+    let row: Row = client
+        .query_one(&sql, &[&log.table, &log.sequence])
+        .await
+        .map_err(|error| classify("reading the log's sequence", error))?;
+    if row.get(0) {
+        return Err(SourceError::unavailable(Standby));
+    }
+    let epoch: &str = row.get(1);
+    Ok((Epoch::new(epoch), SyncId(u64::try_from(row.get::<_, i64>(2)).unwrap_or_default())))
+}
+
+async fn wait_for_writers(client: &Client, log: &Log, limit: Duration) -> Result<(), SourceError> {
+    let sql = format!("{LOG_TABLES} SELECT DISTINCT l.virtualtransaction {WRITERS}");
+    let failed = |error| classify("listing the log's writers", error);
+    let open = async || -> Result<BTreeSet<String>, SourceError> {
+        let rows = client.query(&sql, &[&log.table]).await.map_err(failed)?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    };
+    let mut waited_for = open().await?;
+    let began = Instant::now();
+    let mut pause = POLL.0;
+    let mut silent = true;
+    while !waited_for.is_empty() {
+        if began.elapsed() >= limit || silent && began.elapsed() >= SILENCE {
+            let holder = holder(client, log, &waited_for).await?;
+            let Some(holder) = holder else { return Ok(()) };
+            if began.elapsed() >= limit {
+                return Err(SourceError::Held { holder });
+            }
+            silent = false;
+            tracing::warn!(holder, "the watermark is held back by an open transaction");
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(POLL.1);
+        let open = open().await?;
+        waited_for.retain(|writer| open.contains(writer));
+    }
+    Ok(())
+}
+
+/// Names the oldest of some writers; `None` when they have all ended meanwhile.
+async fn holder(client: &Client, log: &Log, writers: &BTreeSet<String>) -> Result<Option<String>, SourceError> {
+    let sql = format!(
+        "{LOG_TABLES}
+         SELECT CASE WHEN l.pid IS NULL
+                     THEN coalesce(format('the prepared transaction %L of user %s, prepared %s s ago', p.gid, p.owner,
+                                          floor(extract(epoch FROM clock_timestamp() - p.prepared))),
+                                   'a prepared transaction')
+                     ELSE format('pid %s, user %s, application %L, %s', l.pid, a.usename, a.application_name,
+                                 coalesce(format('open for %s s', floor(extract(epoch FROM
+                                     clock_timestamp() - a.xact_start))), 'of unknown age')) END
+         FROM (SELECT DISTINCT l.pid, l.virtualtransaction {WRITERS} AND l.virtualtransaction = ANY($2)) l
+         LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+         LEFT JOIN pg_catalog.pg_locks x ON x.virtualtransaction = l.virtualtransaction
+              AND x.locktype = 'transactionid' AND x.granted AND l.pid IS NULL
+         LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
+         ORDER BY coalesce(a.xact_start, p.prepared) NULLS LAST LIMIT 1"
+    );
+    let writers: Vec<&str> = writers.iter().map(String::as_str).collect();
+    let row = client
+        .query_opt(&sql, &[&log.table, &writers])
+        .await
+        .map_err(|error| classify("asking who holds the watermark back", error))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Waits until the WAL that is written by now is on disk.
+async fn wait_for_wal(client: &Client, limit: Duration) -> Result<(), SourceError> {
+    let failed = |error| classify("waiting for the WAL to be flushed", error);
+    let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.map_err(failed)?;
+    let written: String = row.get(0);
+    let began = Instant::now();
+    let mut pause = POLL.0;
+    let mut asked = false;
+    loop {
+        let sql = "SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn";
+        if client.query_one(sql, &[&written]).await.map_err(failed)?.get(0) {
+            return Ok(());
+        }
+        if began.elapsed() >= limit {
+            return Err(SourceError::Busy(format!("the WAL was not flushed up to {written} within {limit:?}")));
+        }
+        if !asked && began.elapsed() >= FLUSH_PATIENCE {
+            // Without a commit the last page may stay unflushed for as long as some transaction is open. A commit of
+            // our own, of a message that nobody reads, flushes it. The role may lack the right, which only means that
+            // we wait for the server's own pace.
+            asked = true;
+            let commit = "BEGIN; SET LOCAL synchronous_commit = local;
+                          SELECT pg_logical_emit_message(true, 'headstart', ''); COMMIT";
+            if let Err(error) = client.batch_execute(commit).await {
+                if error.is_closed() {
+                    return Err(failed(error));
+                }
+                tracing::debug!(%error, "the WAL could not be asked to be flushed");
+                client.batch_execute("ROLLBACK").await.map_err(failed)?;
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(POLL.1);
+    }
+}
+
+type Answer = Result<Watermark, SourceError>;
+
+/// Asks for watermarks. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Watermarks {
+    asks: mpsc::Sender<oneshot::Sender<Answer>>,
+}
+
+/// The other end: makes the probes. Runs in a task of its own, so that no caller's going away stops the others'.
+#[derive(Debug)]
+pub struct Prober {
+    asks: mpsc::Receiver<oneshot::Sender<Answer>>,
+}
+
+impl Watermarks {
+    /// Both ends. `waiting` bounds how many callers are queued for the next probe; more wait before they are queued.
+    pub fn new(waiting: usize) -> (Self, Prober) {
+        let (sender, receiver) = mpsc::channel(waiting);
+        (Self { asks: sender }, Prober { asks: receiver })
+    }
+
+    /// A watermark from a probe that begins after this call. Cancel safe.
+    ///
+    /// # Errors
+    /// Those of [`probe`], shared by all who waited for it; [`SourceError::Unavailable`] when the prober has ended.
+    pub async fn get(&self) -> Answer {
+        let (sender, receiver) = oneshot::channel();
+        let gone = || SourceError::unavailable("the watermark's task has ended");
+        self.asks.send(sender).await.map_err(|_| gone())?;
+        receiver.await.map_err(|_| gone())?
+    }
+}
+
+impl Prober {
+    /// Makes a probe whenever someone asks, one at a time, until every [`Watermarks`] is gone. A probe that nobody waits
+    /// for any more is dropped.
+    pub async fn run<F: Future<Output = Answer>>(mut self, mut probe: impl FnMut() -> F) {
+        while let Some(first) = self.asks.recv().await {
+            let mut asks = vec![first];
+            while let Ok(ask) = self.asks.try_recv() {
+                asks.push(ask);
+            }
+            let answer = {
+                let all_gone = async {
+                    for ask in &mut asks {
+                        ask.closed().await;
+                    }
+                };
+                tokio::select! {
+                    answer = probe() => answer,
+                    () = all_gone => continue,
+                }
+            };
+            for ask in asks {
+                // Whoever has gone needs no answer.
+                let _ = ask.send(answer.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    fn mark(sync_id: u64) -> Watermark {
+        Watermark { epoch: Epoch::new("e"), sync_id: SyncId(sync_id) }
+    }
+
+    /// A prober whose n-th probe takes a second and finds n.
+    fn slow_prober() -> (Watermarks, Rc<Cell<u64>>, impl Future<Output = ()>) {
+        let (watermarks, prober) = Watermarks::new(8);
+        let probes = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&probes);
+        let run = prober.run(move || {
+            counted.set(counted.get() + 1);
+            let found = counted.get();
+            async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok(mark(found))
+            }
+        });
+        (watermarks, probes, run)
+    }
+
+    /// Runs a test while the prober works.
+    async fn beside(run: impl Future<Output = ()>, test: impl Future<Output = ()>) {
+        tokio::select! {
+            () = run => panic!("the prober ended"),
+            () = test => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_come_during_a_probe_share_the_next() {
+        let (watermarks, probes, run) = slow_prober();
+        beside(run, async {
+            let early = [watermarks.get(), watermarks.get(), watermarks.get()];
+            let late = async {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                futures_util::future::join_all((0..20).map(|_| watermarks.get())).await
+            };
+            let (early, late) = tokio::join!(futures_util::future::join_all(early), late);
+            assert!(early.iter().all(|answer| *answer.as_ref().unwrap() == mark(1)), "{early:?}");
+            assert!(late.iter().all(|answer| answer.as_ref().unwrap().sync_id >= SyncId(2)), "{late:?}");
+            assert!(probes.get() <= 4, "20 who came at once made {} probes", probes.get());
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_goes_away_takes_nobody_along() {
+        let (watermarks, probes, run) = slow_prober();
+        beside(run, async {
+            let (impatient, patient) =
+                tokio::join!(tokio::time::timeout(Duration::from_millis(500), watermarks.get()), watermarks.get());
+            assert!(impatient.is_err());
+            assert_eq!(patient.unwrap(), mark(1));
+            let alone = tokio::time::timeout(Duration::from_millis(500), watermarks.get()).await;
+            assert!(alone.is_err());
+            let began = Instant::now();
+            assert_eq!(watermarks.get().await.unwrap(), mark(3));
+            assert!(began.elapsed() <= Duration::from_millis(1001), "the abandoned probe was dropped");
+            assert_eq!(probes.get(), 3);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_get_the_error_with_its_causes() {
+        let (watermarks, prober) = Watermarks::new(8);
+        let run = prober.run(async || Err(SourceError::unavailable(Standby)));
+        beside(run, async {
+            for answer in futures_util::future::join_all([watermarks.get(), watermarks.get()]).await {
+                let error = answer.unwrap_err();
+                let cause = std::error::Error::source(&error).expect("a cause");
+                assert_eq!(cause.to_string(), Standby.to_string());
+            }
+        })
+        .await;
+    }
+}
