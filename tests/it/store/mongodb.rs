@@ -156,7 +156,7 @@ async fn a_publisher_whose_answers_get_lost_never_mistakes_its_own_success_for_a
     let through = format!("mongodb://{}/{name}?directConnection=true", proxy.address);
     let store = mongo(&through, LONG).await;
     let (mut published, mut unknown) = (0, 0);
-    for _ in 0..25 {
+    for _ in 0..15 {
         let before = direct.head(&slot()).await.expect("head");
         let result = publish(&*store, &slot(), before.generation, 1, &[]).await;
         let after = direct.head(&slot()).await.expect("head");
@@ -175,5 +175,5 @@ async fn a_publisher_whose_answers_get_lost_never_mistakes_its_own_success_for_a
     }
     let cuts = proxy.cuts.load(Ordering::Relaxed);
     println!("{published} published, {unknown} unknown, {cuts} answers lost");
-    assert!(published > 5 && cuts > 5, "{published} published, {unknown} unknown, {cuts} answers lost");
+    assert!(published > 3 && cuts > 3, "{published} published, {unknown} unknown, {cuts} answers lost");
 }
