@@ -177,7 +177,7 @@ async fn found(transaction: &Transaction<'_>) -> Result<Option<String>, SeedErro
 
 async fn drop_workspace(transaction: &Transaction<'_>) -> Result<(), SeedError> {
     let sql = format!(
-        "DROP TABLE {}; DROP TYPE {}; DROP TABLE IF EXISTS sync_actions, sync_actions_floor",
+        "DROP TABLE {}; DROP TYPE {}; DROP TABLE IF EXISTS sync_actions, sync_actions_floor, sync_actions_marks",
         TABLES.join(", "),
         TYPES.join(", ")
     );

@@ -144,7 +144,7 @@ CREATE TABLE issue (
 CREATE INDEX issue_organization_id ON issue (organization_id);
 CREATE INDEX issue_project_id ON issue (project_id);
 CREATE INDEX issue_assignee_id ON issue (assignee_id);
-CREATE INDEX issue_parent_id ON issue (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX issue_parent_id ON issue (parent_id);
 CREATE INDEX issue_label_ids ON issue USING gin (label_ids);
 CREATE INDEX issue_search_vector ON issue USING gin (search_vector);
 
