@@ -415,11 +415,11 @@ async fn operators_see_what_is_down() {
     assert!(status == 200 && metrics.contains("headstart_dumps_started_total 0") && metrics.ends_with("# EOF\n"));
     let (status, body) = get("/readyz").await;
     let ready: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!((status, &ready["status"], &ready["parts"][0]["part"]), (200, &json!("ok"), &json!("database")));
+    assert_eq!((status, &ready["status"], &ready["parts"][0]["name"]), (200, &json!("ok"), &json!("database")));
     world.source.switch_off(true);
     let (status, body) = get("/readyz").await;
     let down: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!((status, &down["status"], &down["parts"][0]["state"]), (503, &json!("down"), &json!("down")));
+    assert_eq!((status, &down["status"], &down["parts"][0]["status"]), (503, &json!("down"), &json!("down")));
     assert_eq!(get("/livez").await.0, 200, "the process itself is well");
     stop.cancel();
     served.await.unwrap();
