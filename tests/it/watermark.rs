@@ -1,6 +1,6 @@
 //! The watermark: no id up to one that was given out ever becomes visible later, whatever writers and servers do.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -122,8 +122,7 @@ async fn a_folder_survives() {
 
 /// Packs and manifests of the org, and what was meant to become such.
 fn kept_in(root: &Path) -> (usize, usize) {
-    let files =
-        |folder: &str| std::fs::read_dir(root.join("v1/orgs/acme").join(folder)).map_or(0, Iterator::count);
+    let files = |folder: &str| std::fs::read_dir(root.join("v1/orgs/acme").join(folder)).map_or(0, Iterator::count);
     (files("packs"), files("manifests"))
 }
 
