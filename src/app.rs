@@ -108,11 +108,12 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
     let keys = config.auth.keys()?;
     let rooms = Rooms::open(config).await?;
     let (source, store, dumps, tasks) = (&rooms.source, &rooms.store, &rooms.dumps, &rooms.tasks);
-    let cache = PackCache::new(store.clone(), &config.store.settings.cache, tasks.clone());
+    let cache = PackCache::new(store.clone(), &config.store.cache, tasks.clone());
     let (limits, bootstrap) = (config.freshness, config.bootstrap.clone());
     let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), limits, bootstrap);
-    let client_routes = http::router(service.clone(), keys, &config.http)?;
-    let admin_routes = admin::router(service, Metrics::new());
+    let metrics = Metrics::new();
+    let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http)?;
+    let admin_routes = admin::router(service, metrics);
 
     let stop_admin = CancellationToken::new();
     let operators =
@@ -198,7 +199,7 @@ pub fn open_source(config: &Config, tasks: &Tasks) -> Result<Arc<dyn Source>, Ap
 /// # Errors
 /// A URL or a folder that can't be used.
 pub async fn open_store(config: &Config, tasks: &Tasks) -> Result<Arc<dyn SnapshotStore>, AppError> {
-    Ok(store::open(&config.store.url, &config.store.settings, tasks).await?)
+    Ok(store::open(&config.store.url, &config.store, tasks).await?)
 }
 
 /// Why the service does not run, or ended in disorder.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::auth::token::Claims;
+use crate::model::SyncGroup;
 
 /// The shortest HS256 secret, in bytes: as long as the digest.
 const MIN_SECRET: usize = 32;
@@ -190,7 +191,7 @@ impl AuthSettings {
         payload.insert(names.org, claims.org.as_str().into());
         payload.insert(names.user, claims.user.as_str().into());
         if let Some(groups) = &claims.groups {
-            payload.insert(names.groups, groups.iter().map(|group| group.as_str()).collect());
+            payload.insert(names.groups, groups.iter().map(SyncGroup::as_str).collect());
         }
         let secret = self.hs256_secret.as_ref().ok_or(KeyError::NoKey)?;
         let key = EncodingKey::from_secret(secret.expose());

@@ -5,71 +5,48 @@ use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::app;
+use crate::app::{self, AppError};
 use crate::chain::Chain;
 use crate::cli::CliError;
 use crate::config::Config;
 use crate::model::Catalog;
+use crate::source::SourceError;
+use crate::source::postgres::check::{self, Finding, Severity};
+use crate::source::postgres::faults::Fault;
 use crate::source::postgres::log::Log;
-use crate::source::postgres::pool::Lease;
-use crate::source::postgres::{check, columns, watermark};
-use crate::source::{SourceError, postgres};
+use crate::source::postgres::pool::{Lease, Pool};
+use crate::source::postgres::{columns, watermark};
 use crate::task::Tasks;
 
-/// How much a finding matters.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Severity {
-    /// The service does not start, or a part of it refuses to serve.
-    Error,
-    /// It runs, and something is not as it should be.
-    Warning,
-}
-
-/// One thing that is wrong.
-struct Finding {
-    severity: Severity,
-    /// What was looked at.
-    part: &'static str,
-    place: String,
-    fault: String,
-    /// Empty when the fault says it already.
-    mend: String,
-}
-
-/// The findings, in the order of the parts.
+/// What was found, with the part it was found in, in the order in which the parts are looked at.
 #[derive(Default)]
-struct Findings(Vec<Finding>);
+struct Findings(Vec<(&'static str, Finding)>);
 
 impl Findings {
-    fn error(&mut self, part: &'static str, place: impl Into<String>, fault: String, mend: impl Into<String>) {
-        let (place, mend) = (place.into(), mend.into());
-        self.0.push(Finding { severity: Severity::Error, part, place, fault, mend });
-    }
-
-    fn warning(&mut self, part: &'static str, place: impl Into<String>, fault: String, mend: impl Into<String>) {
-        let (place, mend) = (place.into(), mend.into());
-        self.0.push(Finding { severity: Severity::Warning, part, place, fault, mend });
+    fn error(
+        &mut self,
+        part: &'static str,
+        place: impl Into<String>,
+        fault: impl Into<String>,
+        mend: impl Into<String>,
+    ) {
+        let (place, fault, mend) = (place.into(), fault.into(), mend.into());
+        self.0.push((part, Finding { severity: Severity::Error, place, fault, mend }));
     }
 
     fn count(&self, severity: Severity) -> usize {
-        self.0.iter().filter(|finding| finding.severity == severity).count()
+        self.0.iter().filter(|(_, finding)| finding.severity == severity).count()
     }
 }
 
 /// Looks at all parts and prints what it found. Any error fails the command.
 pub async fn run(config: &Config, tasks: &Tasks) -> Result<(), CliError> {
     let mut findings = Findings::default();
-    check_keys(config, &mut findings);
-    let catalog = check_catalog(config, &mut findings);
-    if let Some((client, other)) = connect(config, tasks, &mut findings).await {
-        if let Some(catalog) = catalog {
-            let checked = check_database(&client, &other, &Arc::new(catalog), config, &mut findings).await;
-            if let Err(error) = checked {
-                let fault = Chain(&error).to_string();
-                findings.error("database", "postgres.url", fault, "the checks of the database ended here");
-            }
-        }
+    if let Err(error) = config.auth.keys() {
+        findings.error("settings", "auth", Chain(&error).to_string(), "");
     }
+    let catalog = check_catalog(config, &mut findings);
+    check_database(config, catalog, tasks, &mut findings).await;
     check_store(config, tasks, &mut findings).await;
     print(&findings)?;
     match findings.count(Severity::Error) {
@@ -78,16 +55,10 @@ pub async fn run(config: &Config, tasks: &Tasks) -> Result<(), CliError> {
     }
 }
 
-fn check_keys(config: &Config, findings: &mut Findings) {
-    if let Err(error) = config.auth.keys() {
-        findings.error("settings", "auth", Chain(&error).to_string(), "");
-    }
-}
-
-fn check_catalog(config: &Config, findings: &mut Findings) -> Option<Catalog> {
+fn check_catalog(config: &Config, findings: &mut Findings) -> Option<Arc<Catalog>> {
     match app::read_catalog(&config.catalog.path) {
-        Ok(catalog) => return Some(catalog),
-        Err(app::AppError::Catalog { faults, .. }) => {
+        Ok(catalog) => return Some(Arc::new(catalog)),
+        Err(AppError::Catalog { faults, .. }) => {
             faults.into_iter().for_each(|error| findings.error("catalog", error.place, error.fault, ""));
         }
         Err(error) => findings.error("catalog", "catalog.path", Chain(&error).to_string(), ""),
@@ -95,57 +66,71 @@ fn check_catalog(config: &Config, findings: &mut Findings) -> Option<Catalog> {
     None
 }
 
-/// Two connections, so that a pooler in between shows itself.
-async fn connect(config: &Config, tasks: &Tasks, findings: &mut Findings) -> Option<(Lease, Lease)> {
-    let pool = match app::open_pool(config, tasks) {
+/// Without a catalog only whether the database answers.
+async fn check_database(config: &Config, catalog: Option<Arc<Catalog>>, tasks: &Tasks, findings: &mut Findings) {
+    // Rows that nobody sees are counted, which takes as long as the tables are large.
+    let mut config = config.clone();
+    config.postgres.pool.statement_timeout_ms = 0;
+    let pool = match app::open_pool(&config, tasks) {
         Ok(pool) => pool,
-        Err(error) => {
-            findings.error("database", "postgres.url", Chain(&error).to_string(), "");
-            return None;
-        }
+        Err(error) => return findings.error("database", "postgres.url", Chain(&error).to_string(), ""),
     };
-    match tokio::try_join!(pool.get(), pool.get()) {
-        Ok(clients) => Some(clients),
-        Err(error) => {
-            let mend = "see that it runs, and that its address and the login are right";
-            findings.error("database", "postgres.url", Chain(&error).to_string(), mend);
-            None
-        }
+    let held = Duration::from_millis(config.watermark.held_ms);
+    if let Err(error) = ask(&pool, catalog.as_ref(), held, findings).await {
+        let mend = "see that it runs, and that its address and the login are right";
+        let mend = if matches!(error, SourceError::Unavailable(_)) { mend } else { "" };
+        findings.error("database", "postgres.url", Chain(&error).to_string(), mend);
     }
 }
 
-async fn check_database(
-    client: &Lease,
-    other: &Lease,
-    catalog: &Arc<Catalog>,
-    config: &Config,
+async fn ask(
+    pool: &Pool,
+    catalog: Option<&Arc<Catalog>>,
+    held: Duration,
     findings: &mut Findings,
 ) -> Result<(), SourceError> {
-    if let Err(faults) = columns::read(&**client, catalog).await? {
-        faults.into_iter().for_each(|postgres::faults::Fault { place, fault, mend }| {
-            findings.error("tables", place, fault, mend);
-        });
-    }
-    for found in check::check(client, other, catalog).await? {
-        let severity = if found.severity == check::Severity::Error { Severity::Error } else { Severity::Warning };
-        let check::Finding { place, fault, mend, .. } = found;
-        findings.0.push(Finding { severity, part: "database", place, fault, mend });
-    }
-    match probe(client, catalog, config).await {
-        Ok(()) => {}
-        Err(error @ SourceError::Held { .. }) => {
-            let mend = "end that session, or find out why its transaction stays open";
-            findings.warning("log", "watermark", Chain(&error).to_string(), mend);
+    // Two at once, so that a pooler in between shows itself.
+    let (client, other) = (pool.get().await?, pool.get().await?);
+    if let Some(catalog) = catalog {
+        if let Err(faults) = columns::read(&*client, catalog).await? {
+            for Fault { place, fault, mend } in faults {
+                findings.error("tables", place, fault, mend);
+            }
         }
-        Err(error) => findings.error("log", "watermark", Chain(&error).to_string(), ""),
+        let found = check::check(&client, &other, catalog).await?;
+        findings.0.extend(found.into_iter().map(|finding| ("database", finding)));
+        // Whatever keeps the log from being read is among the findings already.
+        if findings.count(Severity::Error) == 0 {
+            check_watermark(&client, catalog, held, findings).await?;
+        }
     }
+    client.release();
+    other.release();
     Ok(())
 }
 
-async fn probe(client: &Lease, catalog: &Catalog, config: &Config) -> Result<(), SourceError> {
+/// Whether a writer that stays open holds the watermark back right now.
+async fn check_watermark(
+    client: &Lease,
+    catalog: &Catalog,
+    held: Duration,
+    findings: &mut Findings,
+) -> Result<(), SourceError> {
     let log = Log::find(client, catalog.log()).await?;
-    watermark::probe(client, &log, Duration::from_millis(config.watermark.held_ms)).await?;
-    Ok(())
+    match watermark::probe(client, &log, held).await {
+        Ok(_) => Ok(()),
+        Err(error @ SourceError::Held { .. }) => {
+            let finding = Finding {
+                severity: Severity::Warning,
+                place: "watermark".into(),
+                fault: error.to_string(),
+                mend: "end that session, or find out why its transaction stays open".into(),
+            };
+            findings.0.push(("database", finding));
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn check_store(config: &Config, tasks: &Tasks, findings: &mut Findings) {
@@ -163,8 +148,12 @@ fn print(findings: &Findings) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     let terminal = out.is_terminal();
     let mut last_part = "";
-    for Finding { severity, part, place, fault, mend } in &findings.0 {
-        let severity = if *severity == Severity::Error { "error" } else { "warning" };
+    for (part, Finding { severity, place, fault, mend }) in &findings.0 {
+        let severity = match severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+            Severity::Note => "note",
+        };
         if !terminal {
             let one_line = |text: &str| text.replace(['\n', '\t'], " ");
             writeln!(out, "{severity}\t{part}\t{place}\t{}\t{}", one_line(fault), one_line(mend))?;
@@ -176,10 +165,10 @@ fn print(findings: &Findings) -> Result<(), CliError> {
         }
         writeln!(out, "  {severity}: {place}\n    {}", fault.replace('\n', "\n    "))?;
         if !mend.is_empty() {
-            writeln!(out, "    mend: {mend}")?;
+            writeln!(out, "    mend: {}", mend.replace('\n', "\n    "))?;
         }
     }
-    if findings.0.is_empty() {
+    if findings.count(Severity::Error) + findings.count(Severity::Warning) == 0 {
         writeln!(out, "everything is in order")?;
     }
     Ok(())

@@ -91,7 +91,8 @@ impl Cli {
     /// Carries the command out and says what went wrong on standard error. `stop` ends the service in order and any
     /// other command at once.
     pub async fn run(self, stop: CancellationToken) -> ExitCode {
-        match self.carry_out(stop).await {
+        // The commands' futures are large, and are made once.
+        match Box::pin(self.carry_out(stop)).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 error.print();
@@ -114,7 +115,7 @@ impl Cli {
             Command::Job(job) => {
                 let config = Config::new(&layers)?;
                 log_quietly(&layers, &config)?;
-                let ended = stop.run_until_cancelled(job.carry_out(&config)).await;
+                let ended = Box::pin(stop.run_until_cancelled(job.carry_out(&config))).await;
                 ended.unwrap_or(Err(CliError::Interrupted))
             }
         }

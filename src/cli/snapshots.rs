@@ -58,7 +58,7 @@ async fn current(
     let heads = store.heads().await?.into_iter().filter(|(slot, _)| wanted(&slot.org));
     let mut found: Vec<_> =
         heads.filter_map(|(slot, mut head)| head.current.take().map(|current| (slot, head, current))).collect();
-    found.sort_by(|(_, _, one), (_, _, other)| other.age.cmp(&one.age));
+    found.sort_by_key(|(_, _, published)| std::cmp::Reverse(published.age));
     Ok(found)
 }
 

@@ -36,12 +36,12 @@ pub fn faults(config: &Config) -> Vec<ConfigError> {
     // A reader that began just before its snapshot was replaced may take the whole deadline, and a little to end.
     let longest_answer = config.http.answer_deadline_s + MARGIN_S;
     rule(
-        config.store.settings.grace_s >= longest_answer,
+        config.store.grace_s >= longest_answer,
         "store.grace_s, http.answer_deadline_s",
         format!(
             "replaced snapshots would go ({} s) before the longest answer ends: keep them for {longest_answer} s or more, \
              or shorten the deadline",
-            config.store.settings.grace_s
+            config.store.grace_s
         ),
     );
     let (client, admin) = (config.http.listen, config.admin.listen);

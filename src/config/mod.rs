@@ -45,7 +45,7 @@ pub struct Config {
     /// How dumps read it.
     pub scan: ScanSettings,
     /// Where snapshots are kept.
-    pub store: StoreSection,
+    pub store: StoreSettings,
     /// How they are made.
     pub dump: DumpSettings,
     /// When they are made anew.
@@ -83,16 +83,6 @@ pub struct PostgresSection {
     /// The connections to each server.
     #[serde(flatten)]
     pub pool: PoolSettings,
-}
-
-/// `[store]`
-#[derive(Clone, Serialize, Deserialize)]
-pub struct StoreSection {
-    /// Which store, and where.
-    pub url: String,
-    /// What holds for all stores, and what for each kind.
-    #[serde(flatten)]
-    pub settings: StoreSettings,
 }
 
 impl PostgresSection {

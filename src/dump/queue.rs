@@ -274,7 +274,7 @@ impl Dumps {
             }
             live.finish(end);
         };
-        let store = async { Ok(shared.builder.store(&live, head?.generation).await?) };
+        let store = async { shared.builder.store(&live, head?.generation).await };
         let ((), stored) = tokio::join!(scan, store);
         match stored {
             Ok(facts) => {

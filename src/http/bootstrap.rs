@@ -13,7 +13,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::response::Response;
 use percent_encoding::percent_decode_str;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::http::Http;
 use crate::http::body::{ByteStream, Exact, Measured, follow, gzip, until};
@@ -47,10 +47,14 @@ pub async fn bootstrap(
         started: request.started(),
         limit: Duration::from_secs(http.settings.answer_deadline_s),
     };
-    let answer = match resumed(&http, &caller, &delivery).await {
-        Some(answer) => answer,
-        None => http.service.bootstrap(&caller, &delivery.query).await?,
+    let begin = async {
+        match resumed(&http, &caller, &delivery).await {
+            Some(answer) => Ok(answer),
+            None => http.service.bootstrap(&caller, &delivery.query).await,
+        }
     };
+    let begun = timeout_at(delivery.deadline(), begin).await;
+    let answer = begun.map_err(|_| HttpError::Deadline(delivery.limit))??;
     request.answered_from(answer.facts.method);
     delivery.respond(answer)
 }
@@ -82,6 +86,11 @@ pub(super) struct Delivery {
 }
 
 impl Delivery {
+    /// When the answer breaks off.
+    fn deadline(&self) -> Instant {
+        self.started + self.limit
+    }
+
     /// Whether answers have an etag. With sync actions in them they would differ each time; gzip's bytes are not the
     /// same from one version of the library to the next.
     fn is_tagged(&self) -> bool {
@@ -181,7 +190,7 @@ impl Delivery {
     }
 
     fn bounded(&self, bytes: ByteStream) -> ByteStream {
-        until(self.started + self.limit, self.limit, bytes)
+        until(self.deadline(), self.limit, bytes)
     }
 }
 

@@ -4,6 +4,8 @@
 //! people, the `field` at fault where there is one, and the `requestId` under which the log tells more. Causes stay in
 //! the log: a caller never sees a database's words, a path or a name that is not in the request.
 
+use std::time::Duration;
+
 use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -14,6 +16,7 @@ use crate::chain::Chain;
 use crate::dump::DumpError;
 use crate::model::QueryError;
 use crate::serve::ServeError;
+use crate::snapshot::FrameError;
 use crate::source::SourceError;
 use crate::store::StoreError;
 
@@ -56,7 +59,10 @@ pub enum HttpError {
     Panic(String),
     /// The answer could not be begun.
     #[error("the answer could not be begun")]
-    Begin(#[source] crate::snapshot::FrameError),
+    Begin(#[source] FrameError),
+    /// The answer had not begun when it should have been done.
+    #[error("the answer had not begun after {0:?}")]
+    Deadline(Duration),
 }
 
 /// The names of what can go wrong, for programs. They never change their meaning.
@@ -184,6 +190,7 @@ impl HttpError {
             Self::Uri(_) => Code::UriTooLong,
             Self::Headers(_) => Code::HeadersTooLarge,
             Self::Panic(_) | Self::Begin(_) => Code::Internal,
+            Self::Deadline(_) => Code::Overloaded,
         }
     }
 

@@ -11,11 +11,15 @@ use axum::http::header::AUTHORIZATION;
 use crate::auth::{Claims, Keys};
 use crate::http::error::HttpError;
 
-/// The claims of a request's bearer token, as of `now`.
+/// The claims of a request's bearer token, as of now.
 ///
 /// # Errors
 /// [`HttpError::Unauthenticated`] unless there is exactly one token, and a valid one.
-pub fn identify(headers: &HeaderMap, keys: &Keys, now: SystemTime) -> Result<Claims, HttpError> {
+pub fn identify(headers: &HeaderMap, keys: &Keys) -> Result<Claims, HttpError> {
+    identify_at(headers, keys, SystemTime::now())
+}
+
+fn identify_at(headers: &HeaderMap, keys: &Keys, now: SystemTime) -> Result<Claims, HttpError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return Err(HttpError::Unauthenticated(None));
@@ -45,7 +49,7 @@ mod tests {
         let keys = settings.keys().unwrap();
         let verdict = |lines: &[String]| {
             let lines = lines.iter().map(|line| (AUTHORIZATION, HeaderValue::from_str(line).unwrap()));
-            identify(&lines.collect(), &keys, now)
+            identify_at(&lines.collect(), &keys, now)
         };
         for good in [format!("Bearer {token}"), format!("bearer  {token} ")] {
             assert_eq!(verdict(&[good]).unwrap(), claims);

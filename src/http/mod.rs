@@ -31,7 +31,6 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::http::HeaderMap;
 use axum::routing::get;
@@ -42,6 +41,7 @@ use crate::auth::Keys;
 use crate::http::cors::{Cors, OriginError};
 use crate::http::error::HttpError;
 use crate::http::request::{RequestContext, Rules, accompany};
+use crate::metrics::Metrics;
 use crate::model::Caller;
 use crate::serve::Service;
 
@@ -105,22 +105,25 @@ pub enum HttpSettingsError {
         /// Which one.
         setting: &'static str,
         /// What it is.
-        value: usize,
+        value: u64,
         /// The least.
-        min: usize,
+        min: u64,
         /// The most.
-        max: usize,
+        max: u64,
     },
 }
 
 impl HttpSettings {
     /// What holds for all requests, if the settings make sense.
-    fn rules(&self) -> Result<Rules, HttpSettingsError> {
+    fn rules(&self, metrics: Metrics) -> Result<Rules, HttpSettingsError> {
         let bounded = [
             // hyper itself takes no URI beyond 65,534 bytes and answers without a body then.
-            ("max_uri_bytes", self.max_uri_bytes, 1024, 60_000),
-            ("max_header_bytes", self.max_header_bytes, 1024, 60_000),
-            ("max_connections", self.max_connections, 1, 1_000_000),
+            ("max_uri_bytes", self.max_uri_bytes as u64, 1024, 60_000),
+            ("max_header_bytes", self.max_header_bytes as u64, 1024, 60_000),
+            ("max_connections", self.max_connections as u64, 1, 1_000_000),
+            ("idle_timeout_s", self.idle_timeout_s, 1, 86_400),
+            ("answer_deadline_s", self.answer_deadline_s, 1, 604_800),
+            ("shutdown_grace_s", self.shutdown_grace_s, 0, 86_400),
         ];
         for (setting, value, min, max) in bounded {
             if !(min..=max).contains(&value) {
@@ -131,6 +134,7 @@ impl HttpSettings {
             max_uri_bytes: self.max_uri_bytes,
             max_header_bytes: self.max_header_bytes,
             cors: Cors::new(&self.cors_origins)?,
+            metrics,
         })
     }
 }
@@ -145,24 +149,33 @@ pub struct Http {
 impl Http {
     /// Who asks, and what they hold.
     async fn caller(&self, headers: &HeaderMap, request: &RequestContext) -> Result<Caller, HttpError> {
-        let claims = identity::identify(headers, &self.keys, SystemTime::now())?;
+        let claims = identity::identify(headers, &self.keys)?;
         let caller = self.service.caller(&claims).await?;
         request.identified(&caller);
         Ok(caller)
     }
 }
 
+/// The paths clients ask.
+const ROUTES: [&str; 4] = ["/sync/bootstrap", "/sync/groups", "/sync/schema", "/openapi.json"];
+
 /// Everything clients can ask.
 ///
 /// # Errors
 /// When a setting makes no sense.
-pub fn router(service: Service, keys: Keys, settings: &HttpSettings) -> Result<Router, HttpSettingsError> {
-    let rules = Arc::new(settings.rules()?);
+pub fn router(
+    service: Service,
+    keys: Keys,
+    metrics: Metrics,
+    settings: &HttpSettings,
+) -> Result<Router, HttpSettingsError> {
+    let rules = Arc::new(settings.rules(metrics)?);
+    let [bootstrap, groups, schema, openapi] = ROUTES;
     let routes = Router::new()
-        .route("/sync/bootstrap", get(bootstrap::bootstrap))
-        .route("/sync/groups", get(schema::groups))
-        .route("/sync/schema", get(schema::schema))
-        .route("/openapi.json", get(openapi::document))
+        .route(bootstrap, get(bootstrap::bootstrap))
+        .route(groups, get(schema::groups))
+        .route(schema, get(schema::schema))
+        .route(openapi, get(openapi::document))
         .with_state(Arc::new(Http { service, keys, settings: settings.clone() }));
     Ok(framed(routes, rules))
 }

@@ -18,8 +18,10 @@ use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
 use crate::chain::Chain;
+use crate::http::ROUTES;
 use crate::http::cors::Cors;
 use crate::http::error::HttpError;
+use crate::metrics::Metrics;
 use crate::model::{Caller, SnapshotId};
 use crate::wire::trailer;
 
@@ -27,6 +29,8 @@ use crate::wire::trailer;
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken from a caller.
 const MAX_REQUEST_ID: usize = 64;
+/// How much of a path is logged, in characters; those that lead somewhere are shorter.
+const MAX_LOGGED_PATH: usize = 200;
 
 /// What is known of a request while it is worked on. Handlers fill in what the log line should tell.
 #[derive(Debug)]
@@ -83,6 +87,8 @@ pub struct Rules {
     pub max_header_bytes: usize,
     /// Who may ask from another origin.
     pub cors: Option<Cors>,
+    /// Where requests are counted.
+    pub metrics: Metrics,
 }
 
 impl Rules {
@@ -103,7 +109,7 @@ impl Rules {
 pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, next: Next) -> Response {
     let context = Arc::new(RequestContext::new(request.headers()));
     let method = request.method().clone();
-    let path = request.uri().path().to_owned();
+    let path: String = request.uri().path().chars().take(MAX_LOGGED_PATH).collect();
     let origin = request.headers().get(ORIGIN).cloned();
 
     let preflight = rules.cors.as_ref().and_then(|cors| cors.preflight(&method, request.headers()));
@@ -126,12 +132,18 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
     if let Some(cors) = &rules.cors {
         cors.expose(origin.as_ref(), headers);
     }
-    let status = response.status();
+    let (status, route) = (response.status(), route(&path));
+    rules.metrics.request(route, status.as_u16());
     if method == Method::HEAD {
         response = without_body(response);
     }
-    response
-        .map(|body| Body::new(Observed { body, line: LogLine { context, method, path, status, bytes: 0, end: None } }))
+    let line = LogLine { context, method, path, status, bytes: 0, end: None };
+    response.map(|body| Body::new(Observed { body, line, route, metrics: rules.metrics.clone() }))
+}
+
+/// A path as metrics name it: never a caller's own word.
+fn route(path: &str) -> &'static str {
+    ROUTES.into_iter().find(|route| *route == path).unwrap_or("other")
 }
 
 /// The same head, the length included, and no body.
@@ -152,6 +164,18 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 struct Observed {
     body: Body,
     line: LogLine,
+    route: &'static str,
+    metrics: Metrics,
+}
+
+impl Observed {
+    fn count(&mut self, len: u64) {
+        if self.line.bytes == 0 && len > 0 {
+            self.metrics.first_byte(self.route, self.line.context.started.elapsed());
+        }
+        self.line.bytes += len;
+        self.metrics.sent_bytes.inc_by(len);
+    }
 }
 
 impl HttpBody for Observed {
@@ -162,7 +186,7 @@ impl HttpBody for Observed {
         let item = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &item {
             None => self.line.end = Some(Ok(())),
-            Some(Ok(frame)) => self.line.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Ok(frame)) => self.count(frame.data_ref().map_or(0, |data| data.len() as u64)),
             Some(Err(error)) => self.line.end = Some(Err(Chain(error).to_string())),
         }
         Poll::Ready(item)

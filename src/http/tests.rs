@@ -25,6 +25,7 @@ use crate::http::fake::{Fake, broken, facts, frames, lines, live, noise, stored}
 use crate::http::range::Conditions;
 use crate::http::request::RequestContext;
 use crate::http::{HttpSettings, framed, server};
+use crate::metrics::Metrics;
 use crate::model::BootstrapQuery;
 use crate::serve::{Answer, Content, Part, ServeError};
 use crate::task::Tasks;
@@ -34,7 +35,8 @@ struct Door {
     address: SocketAddr,
     stop: CancellationToken,
     tasks: Tasks,
-    served: tokio::task::JoinHandle<()>,
+    /// Cancelled when the server has ended.
+    ended: CancellationToken,
 }
 
 /// Serves answers at `/`, each made by the function, under the default settings but for `change`.
@@ -63,14 +65,18 @@ fn door_on(
     change(&mut settings);
     let panics = async || -> &'static str { panic!("on purpose") };
     let routes = Router::new().route("/", get(handler)).route("/panic", get(panics));
-    let router = framed(routes, Arc::new(settings.rules().unwrap()));
+    let router = framed(routes, Arc::new(settings.rules(Metrics::new()).unwrap()));
     let (stop, tasks) = (CancellationToken::new(), Tasks::new());
     let address = listener.local_addr().unwrap();
-    let served = tokio::spawn({
-        let (stop, tasks) = (stop.clone(), tasks.clone());
-        async move { server::serve(listener, router, &settings, &tasks, stop).await }
+    let ended = CancellationToken::new();
+    tasks.spawn("door", {
+        let (stop, tasks, ended) = (stop.clone(), tasks.clone(), ended.clone().drop_guard());
+        async move {
+            let _ended = ended;
+            server::serve(listener, router, &settings, &tasks, stop).await;
+        }
     });
-    Door { address, stop, tasks, served }
+    Door { address, stop, tasks, ended }
 }
 
 impl Door {
@@ -316,7 +322,7 @@ async fn when_told_to_stop_answers_may_end_and_idle_connections_close() {
     let mut rest = Vec::new();
     busy.read_to_end(&mut rest).await.unwrap();
     assert!(rest.ends_with(LAST_CHUNK));
-    door.served.await.unwrap();
+    door.ended.cancelled().await;
     assert!(TcpStream::connect(door.address).await.is_err());
     door.tasks.shutdown(std::time::Duration::from_secs(5)).await.unwrap();
 }
@@ -330,7 +336,7 @@ async fn after_the_grace_period_answers_break() {
     let mut bytes = vec![0; 512];
     assert!(busy.read(&mut bytes).await.unwrap() > 0);
     door.stop.cancel();
-    door.served.await.unwrap();
+    door.ended.cancelled().await;
     bytes.clear();
     let _ = busy.read_to_end(&mut bytes).await;
     assert!(!bytes.ends_with(LAST_CHUNK));
@@ -338,7 +344,7 @@ async fn after_the_grace_period_answers_break() {
 }
 
 /// The size of a piece in the test of slow readers.
-const PIECE: u64 = 1 << 20;
+const PIECE: usize = 1 << 20;
 
 /// Accepts connections and watches what is written to them.
 struct Watching {
@@ -356,7 +362,7 @@ struct Watch {
 
 impl Watch {
     fn see(&self, result: &Poll<io::Result<usize>>) {
-        let taken = self.fake.taken.load(Ordering::SeqCst) as u64 * PIECE;
+        let taken = (self.fake.taken.load(Ordering::SeqCst) * PIECE) as u64;
         self.held.fetch_max(taken.saturating_sub(self.written.load(Ordering::SeqCst)), Ordering::SeqCst);
         match result {
             Poll::Ready(Ok(count)) => drop(self.written.fetch_add(*count as u64, Ordering::SeqCst)),
@@ -424,7 +430,7 @@ impl AsyncWrite for Watched {
 #[tokio::test]
 async fn a_slow_reader_holds_one_piece() {
     const PIECES: usize = 24;
-    let fake = Arc::new(Fake::new(&vec![vec![noise(PIECE as usize)]; PIECES]));
+    let fake = Arc::new(Fake::new(&vec![vec![noise(PIECE)]; PIECES]));
     for accept in ["zstd", "identity"] {
         fake.taken.store(0, Ordering::SeqCst);
         let watch = Arc::new(Watch {
@@ -444,8 +450,8 @@ async fn a_slow_reader_holds_one_piece() {
         let taken = fake.taken.load(Ordering::SeqCst);
         assert!(taken < PIECES, "{accept}: all {taken} pieces were taken while nobody read");
         let mut sink = tokio::io::sink();
-        assert!(tokio::io::copy(&mut slow, &mut sink).await.unwrap() > PIECES as u64 * PIECE);
+        assert!(tokio::io::copy(&mut slow, &mut sink).await.unwrap() > (PIECES * PIECE) as u64);
         let held = watch.held.load(Ordering::SeqCst);
-        assert!(held <= 2 * PIECE, "{accept}: {held} bytes were held at once");
+        assert!(held <= 2 * PIECE as u64, "{accept}: {held} bytes were held at once");
     }
 }

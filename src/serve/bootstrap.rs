@@ -105,7 +105,7 @@ impl Service {
     ) -> Result<Option<Answer>, ServeError> {
         let asked = self.asked(caller, query, Instant::now()).await?;
         match self.cache().manifest(&asked.slot, snapshot).await {
-            Ok(manifest) if manifest.org == asked.slot.org => Ok(Some(self.from_snapshot(&asked, manifest))),
+            Ok(manifest) if manifest.org == asked.slot.org => Ok(Some(self.snapshot_answer(&asked, manifest))),
             Ok(_) | Err(StoreError::Missing(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -178,7 +178,7 @@ impl Service {
     async fn published(&self, asked: &Asked, look: &Look) -> Result<Answer, Again> {
         let Some(current) = &look.head.current else { return Err(Again::Moved) };
         match self.cache().manifest(&asked.slot, current.facts.id).await {
-            Ok(manifest) => Ok(self.from_snapshot(asked, manifest)),
+            Ok(manifest) => Ok(self.snapshot_answer(asked, manifest)),
             Err(error) => {
                 tracing::warn!(org = %asked.slot.org, snapshot = %current.facts.id, error = %Chain(&error), "a manifest can't be read");
                 self.live(asked, look, Reason::Unreadable).await
@@ -186,7 +186,7 @@ impl Service {
         }
     }
 
-    fn from_snapshot(&self, asked: &Asked, manifest: PinnedManifest) -> Answer {
+    fn snapshot_answer(&self, asked: &Asked, manifest: PinnedManifest) -> Answer {
         let facts = Facts {
             method: Method::Snapshot,
             snapshot: manifest.id,

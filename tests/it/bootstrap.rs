@@ -130,7 +130,8 @@ async fn every_user_gets_exactly_their_rows(client: &Client, setup: &mut Setup) 
     compare(&server, setup, client, Some("snapshot")).await;
     // And from live dumps alone.
     drop(server);
-    setup.set("HEADSTART_STORE_URL", "memory:").set("HEADSTART_FRESHNESS_HARD_PENDING", "0");
+    setup.set("HEADSTART_STORE_URL", "memory:");
+    setup.set("HEADSTART_FRESHNESS_SOFT_PENDING", "0").set("HEADSTART_FRESHNESS_HARD_PENDING", "0");
     client.batch_execute("UPDATE studio.workspace SET name = name || '!'").await.unwrap();
     let server = setup.serve().await;
     compare(&server, setup, client, None).await;

@@ -78,9 +78,9 @@ async fn write(client: &Client, dice: &mut Dice, tally: &mut Tally) {
         };
         let Err(error) = run.await else {
             if end == "COMMIT" {
-                tally.committed += 1
+                tally.committed += 1;
             } else {
-                tally.rolled_back += 1
+                tally.rolled_back += 1;
             }
             return;
         };

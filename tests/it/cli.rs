@@ -8,6 +8,9 @@ use headstart::auth::{AuthSettings, Secret};
 use headstart::config::setting::settings;
 use headstart::model::SyncGroup;
 
+use crate::support::postgres::Database;
+use crate::support::server::Setup;
+
 const SECRET: &str = "a secret of more than thirty-two bytes";
 
 /// Runs `headstart` in an empty folder, with no setting but these.
@@ -135,4 +138,90 @@ fn an_unknown_name_in_the_environment_is_told_and_no_fault() {
         said.starts_with("warning: HEADSTART_DUMP_CONCURENT ") && said.contains("HEADSTART_DUMP_CONCURRENT"),
         "{said}"
     );
+}
+
+/// Columns of the lines that a command printed into a pipe.
+fn rows(printed: &str) -> Vec<Vec<&str>> {
+    printed.lines().map(|line| line.split('\t').collect()).collect()
+}
+
+#[tokio::test]
+async fn from_an_empty_database_to_snapshots_by_hand() {
+    let database = Database::create().await;
+    let setup = Setup::new(&database.url(), include_str!("../../config/catalog.toml"));
+    let findings = |output: &Output| {
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(output));
+        stdout(output)
+    };
+    let empty = findings(&setup.run(&["check"]));
+    assert!(rows(&empty).iter().any(|row| row[..3] == ["error", "tables", "models.Issue.table"]), "{empty}");
+
+    setup.must(&["seed", "--scale", "small"]);
+    let unlogged = findings(&setup.run(&["check"]));
+    let mends = |row: &Vec<&str>| row[0] == "error" && row[4].contains("headstart migrate --apply");
+    assert!(rows(&unlogged).iter().any(mends), "{unlogged}");
+
+    assert!(setup.must(&["migrate"]).contains("CREATE TABLE"), "without --apply it is printed");
+    assert!(setup.must(&["migrate", "--apply"]).starts_with("done: "));
+    assert!(setup.must(&["migrate", "--apply"]).starts_with("nothing to do"));
+    let checked = setup.must(&["check"]);
+    assert!(rows(&checked).iter().all(|row| row[0] == "warning"), "{checked}");
+
+    let dumped = setup.must(&["dump", "--all"]);
+    let orgs: Vec<&str> = rows(&dumped).iter().map(|row| row[0]).collect();
+    assert_eq!(orgs.len(), 2, "{dumped}");
+    assert!(rows(&dumped).iter().all(|row| row[1] == "made" && row[2].parse::<u64>().unwrap() > 100), "{dumped}");
+    assert!(rows(&setup.must(&["dump", "--all"])).iter().all(|row| row[1] == "fresh"));
+    assert_eq!(rows(&setup.must(&["dump", "--org", orgs[0], "--full"]))[0][..2], [orgs[0], "made"]);
+    assert_eq!(setup.run(&["dump", "--org", "nobody"]).status.code(), Some(1));
+    assert_eq!(setup.run(&["dump"]).status.code(), Some(2));
+
+    let listed = setup.must(&["snapshots", "list"]);
+    let generation = |org: &str| rows(&listed).iter().find(|row| row[0] == org).map(|row| row[2].to_owned());
+    assert_eq!((generation(orgs[0]).as_deref(), generation(orgs[1]).as_deref()), (Some("2"), Some("1")));
+    let shown = setup.must(&["snapshots", "show", "--org", orgs[1]]);
+    let rows_of = |what: &str| rows(&shown).iter().find(|row| row[0] == what).map(|row| row[1].to_owned());
+    let dumped_rows = rows(&dumped).iter().find(|row| row[0] == orgs[1]).unwrap()[2].to_owned();
+    assert_eq!(rows_of("rows"), Some(dumped_rows));
+    assert_eq!(setup.must(&["snapshots", "delete", "--org", orgs[1]]), "1 snapshots deleted\n");
+    assert_eq!(setup.run(&["snapshots", "show", "--org", orgs[1]]).status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn the_service_says_what_it_does_and_ends_in_order() {
+    let database = Database::create().await;
+    let mut setup = Setup::new(&database.url(), include_str!("../../config/catalog.toml"));
+    setup.set("HEADSTART_LOG_FORMAT", "json");
+    setup.must(&["seed", "--scale", "small"]);
+    setup.must(&["migrate", "--apply"]);
+    let server = setup.serve().await;
+    server.until("clients are served", || async { server.log().contains("clients are served") }).await;
+    let log = server.log();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    assert!(lines.iter().any(|line| line["message"] == "clients are served"), "{log}");
+    assert!(lines[0]["changed"].as_str().unwrap().contains("postgres.url"), "{log}");
+    assert!(server.stop().await.success());
+}
+
+#[test]
+fn the_service_says_why_it_does_not_start() {
+    let setup = |name: &str, value: &str| {
+        let mut setup =
+            Setup::new("postgres://127.0.0.1:1/none?sslmode=disable", include_str!("../../config/catalog.toml"));
+        setup.set(name, value);
+        setup
+    };
+    for (name, value, code, told) in [
+        ("HEADSTART_AUTH_HS256_SECRET", "", 3, "auth.hs256_secret"),
+        ("HEADSTART_POSTGRES_URL", "", 3, "postgres.url"),
+        ("HEADSTART_POSTGRES_URL", "nonsense", 3, "postgres.url"),
+        ("HEADSTART_STORE_URL", "s3://bucket", 3, "store.url"),
+        ("HEADSTART_CATALOG_PATH", "missing.toml", 3, "catalog.path"),
+        ("HEADSTART_HTTP_LISTEN", "203.0.113.1:1", 1, "http.listen"),
+    ] {
+        let output = setup(name, value).run(&["serve"]);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{name}={value}: {said}");
+        assert!(said.contains(told), "{name}={value}: {said}");
+    }
 }

@@ -72,7 +72,7 @@ fn the_embedded_file_and_the_structs_hold_the_same_settings() {
     same(&config.postgres.pool, &PoolSettings::default());
     same(&config.scan, &ScanSettings::default());
     same(&config.watermark, &WatermarkSettings::default());
-    same(&config.store.settings, &StoreSettings::default());
+    same(&config.store, &StoreSettings::default());
     same(&config.dump, &DumpSettings::default());
     same(&config.bootstrap, &BootstrapSettings::default());
     same(&config.http, &HttpSettings::default());

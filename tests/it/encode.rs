@@ -418,7 +418,7 @@ fn random() -> Vec<(&'static str, BoxedStrategy<String>)> {
                     let us = us / 1_000 / scale;
                     let mut text = part(1, format!("{months} months "));
                     text += &part(2, format!("{days} days "));
-                    text + &(if mask & 4 == 0 { format!("{} microseconds", us) } else { "0 seconds".into() })
+                    text + &(if mask & 4 == 0 { format!("{us} microseconds") } else { "0 seconds".into() })
                 })
                 .boxed(),
         ),

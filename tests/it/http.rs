@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use headstart::auth::{AuthSettings, Claims, Secret};
 use headstart::dump::DumpSettings;
 use headstart::http::{self, HttpSettings, server};
+use headstart::metrics::Metrics;
 use headstart::model::{Caller, Org};
 use headstart::store::MemoryStore;
 use reqwest::header::HeaderMap;
@@ -44,7 +45,7 @@ impl Door {
         let auth = AuthSettings { hs256_secret: Some(Secret::new("k".repeat(32))), ..AuthSettings::default() };
         let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let address = axum::serve::Listener::local_addr(&listener).unwrap();
-        let router = http::router(world.service.clone(), auth.keys().unwrap(), &settings).unwrap();
+        let router = http::router(world.service.clone(), auth.keys().unwrap(), Metrics::new(), &settings).unwrap();
         let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
         let stopped = stop.clone();
         tokio::spawn(async move { server::serve(listener, router, &settings, &tasks, stopped).await });
@@ -383,7 +384,9 @@ fn settings_that_make_no_sense_are_refused_by_name() {
     let world = World::new();
     let auth = AuthSettings { hs256_secret: Some(Secret::new("k".repeat(32))), ..AuthSettings::default() };
     let fault = |settings: HttpSettings| {
-        http::router(world.service.clone(), auth.keys().unwrap(), &settings).err().map(|error| error.to_string())
+        http::router(world.service.clone(), auth.keys().unwrap(), Metrics::new(), &settings)
+            .err()
+            .map(|error| error.to_string())
     };
     assert_eq!(fault(HttpSettings::default()), None);
     let uri = fault(HttpSettings { max_uri_bytes: 100_000, ..HttpSettings::default() });
@@ -395,7 +398,7 @@ fn settings_that_make_no_sense_are_refused_by_name() {
 #[tokio::test]
 async fn operators_see_what_is_down() {
     let world = World::new();
-    let router = http::admin::router(world.service.clone(), headstart::metrics::Metrics::new());
+    let router = http::admin::router(world.service.clone(), Metrics::new());
     let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = axum::serve::Listener::local_addr(&listener).unwrap();
     let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
@@ -409,7 +412,7 @@ async fn operators_see_what_is_down() {
     };
     assert_eq!(get("/livez").await, (200, "ok\n".into()));
     let (status, metrics) = get("/metrics").await;
-    assert!(status == 200 && metrics.ends_with("# EOF\n"));
+    assert!(status == 200 && metrics.contains("headstart_dumps_started_total 0") && metrics.ends_with("# EOF\n"));
     let (status, body) = get("/readyz").await;
     let ready: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &ready["status"], &ready["parts"][0]["name"]), (200, &json!("ok"), &json!("database")));

@@ -3,11 +3,11 @@
 mod cache;
 mod deaths;
 mod folder;
+mod mongodb;
 mod together;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use headstart::model::{Epoch, Generation, SnapshotId, SyncId};
@@ -94,14 +94,4 @@ async fn a_folder_keeps_the_contract() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mongodb_keeps_the_contract() {
     contract::run(async |retention| mongo(&mongo_url(), retention).await).await;
-}
-
-#[tokio::test]
-async fn a_mongodb_that_is_not_there_is_an_error_in_time() {
-    let settings = MongoSettings { server_selection_timeout_ms: 200, ..MongoSettings::default() };
-    let retention = Retention { grace: Duration::from_secs(1), unpublished: Duration::from_secs(1) };
-    let store = MongoStore::open("mongodb://127.0.0.1:1/?replicaSet=rs0", &settings, retention, Tasks::new()).await;
-    let store = store.expect("opening does not need the server");
-    let answer = tokio::time::timeout(Duration::from_secs(5), store.ping()).await.expect("an answer in time");
-    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
 }

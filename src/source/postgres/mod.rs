@@ -55,8 +55,11 @@ pub struct PostgresSource {
     /// How the tables were when they were last looked at.
     layout: Mutex<Option<Arc<Layout>>>,
     /// Which models were not logged when the triggers were last looked at.
-    unlogged: Mutex<Option<(Instant, Arc<BTreeMap<usize, SourceError>>)>>,
+    unlogged: Mutex<Option<(Instant, Faults)>>,
 }
+
+/// What is wrong with models, by their index.
+type Faults = Arc<BTreeMap<usize, SourceError>>;
 
 /// Where the log is, found once.
 struct KnownLog {
@@ -185,7 +188,7 @@ impl Source for PostgresSource {
         Ok(counts)
     }
 
-    async fn unlogged(&self) -> Result<Arc<BTreeMap<usize, SourceError>>, SourceError> {
+    async fn unlogged(&self) -> Result<Faults, SourceError> {
         let known = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((_, unlogged)) = known.filter(|(at, _)| at.elapsed() < TRIGGERS_KNOWN) {
             return Ok(unlogged);
@@ -202,7 +205,7 @@ impl Source for PostgresSource {
                 None
             }
         };
-        let unlogged: Arc<BTreeMap<usize, SourceError>> = Arc::new(faults.into_iter().filter_map(model).collect());
+        let unlogged: Faults = Arc::new(faults.into_iter().filter_map(model).collect());
         *self.unlogged.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, unlogged.clone()));
         Ok(unlogged)
     }

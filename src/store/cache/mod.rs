@@ -12,6 +12,7 @@
 
 mod shelf;
 
+use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::time::Duration;
@@ -170,7 +171,7 @@ impl PackCache {
 }
 
 /// Something of the cache that stays in memory for as long as this, its clones, or slices of it live.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Pinned<T> {
     // Dropped before the pin, so that the bytes are gone by the time others count on their room.
     value: T,
@@ -195,6 +196,13 @@ impl PinnedPack {
 impl AsRef<[u8]> for PinnedPack {
     fn as_ref(&self) -> &[u8] {
         &self.value
+    }
+}
+
+impl<T> fmt::Debug for Pinned<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Its name only: contents are large, and users' data has no place in a log.
+        self.pin.fmt(f)
     }
 }
 

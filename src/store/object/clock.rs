@@ -40,10 +40,19 @@ impl Clock {
         if let Some((time, read)) = known.filter(|(_, read)| read.elapsed() < TRUSTED_FOR) {
             return Ok(time + read.elapsed());
         }
+        match self.read(store).await {
+            Ok(time) => {
+                *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = Some((time, Instant::now()));
+                Ok(time)
+            }
+            // A full disk must not keep anyone from reading what is there, nor the sweep from making room.
+            Err(error) => known.map(|(time, read)| time + read.elapsed()).ok_or(error),
+        }
+    }
+
+    async fn read(&self, store: &dyn ObjectStore) -> Result<SystemTime> {
         store.put(&self.probe, Vec::new().into()).await?;
-        let time = SystemTime::from(store.head(&self.probe).await?.last_modified);
-        *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = Some((time, Instant::now()));
-        Ok(time)
+        Ok(store.head(&self.probe).await?.last_modified.into())
     }
 }
 

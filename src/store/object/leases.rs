@@ -130,3 +130,29 @@ impl Leases<'_> {
 fn milliseconds(ttl: Duration) -> u64 {
     ttl.as_millis().try_into().unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::model::Org;
+
+    #[tokio::test]
+    async fn who_fills_a_hole_below_the_newest_entry_has_nothing() {
+        let (bucket, clock) = (InMemory::new(), Clock::new());
+        let leases = Leases { store: &bucket, clock: &clock, org_root: paths::org(&Org::new("o")) };
+        let (owner, ttl) = (SnapshotId::random(), Duration::from_secs(3600));
+        let token = leases.acquire(owner, ttl).await.unwrap().unwrap();
+        let lease = Lease { org: Org::new("o"), owner, token };
+        for _ in 0..3 {
+            assert!(leases.extend(&lease, ttl).await.unwrap());
+        }
+        let numbers: Vec<u64> = leases.list().await.unwrap().into_iter().map(|(number, _)| number).collect();
+        assert_eq!(numbers, [4], "what was replaced is gone");
+        // One that read entry 1 long ago, when it had ended, and creates the next only now.
+        let late = Entry { owner: SnapshotId::random().to_string(), token: 2, ttl_ms: 3_600_000 };
+        assert!(!leases.append(2, &late).await.unwrap());
+        assert!(leases.extend(&lease, ttl).await.unwrap(), "the holder does not notice");
+    }
+}

@@ -11,9 +11,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::mongodb::bson::{Document, doc};
 use headstart::model::{Org, SchemaHash, SnapshotId};
 use headstart::store::{Retention, Slot, SnapshotStore, StoreError};
-use mongodb::bson::{Document, doc};
 
 use super::{folder, mongo, mongo_url, publish, read_whole};
 
@@ -22,9 +22,9 @@ const RETENTION: Retention = Retention { grace: Duration::from_millis(1500), unp
 /// What a process does until it dies: it publishes, taking over a pack, and now and then deletes and sweeps.
 async fn work(store: &dyn SnapshotStore, slot: &Slot, round: u32) -> Result<(), StoreError> {
     let head = store.head(slot).await?;
-    let reused: Vec<_> = head.current.iter().flat_map(|current| current.facts.packs.last()).copied().collect();
+    let reused: Vec<_> = head.current.iter().filter_map(|current| current.facts.packs.last()).copied().collect();
     publish(store, slot, head.generation, 2, &reused).await?;
-    if round % 5 == 0 {
+    if round.is_multiple_of(5) {
         store.delete(&slot.org).await?;
     }
     store.sweep().await.map(|_| ())
@@ -123,7 +123,7 @@ async fn a_folder_survives() {
 /// Packs and manifests of the org, and what was meant to become such.
 fn kept_in(root: &Path) -> (usize, usize) {
     let files =
-        |folder: &str| std::fs::read_dir(root.join("v1/orgs/acme").join(folder)).map_or(0, |entries| entries.count());
+        |folder: &str| std::fs::read_dir(root.join("v1/orgs/acme").join(folder)).map_or(0, Iterator::count);
     (files("packs"), files("manifests"))
 }
 
@@ -168,7 +168,7 @@ async fn victim() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mongodb_survives() {
     let url = mongo_url();
-    let client = mongodb::Client::with_uri_str(&url).await.expect("a client");
+    let client = ::mongodb::Client::with_uri_str(&url).await.expect("a client");
     let database = client.default_database().expect("a database");
     let open = move || {
         let url = url.clone();

@@ -121,10 +121,6 @@ impl Server {
         read(&self.log)
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Polls until a condition holds; there is nothing to subscribe to across processes.
     pub async fn until<F: Future<Output = bool>>(&self, what: &str, mut condition: impl FnMut() -> F) {
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -71,14 +71,11 @@ pub(super) fn json(raw: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
 }
 
 pub(super) fn uuid(raw: &[u8; 16], out: &mut Vec<u8>) {
+    /// Where the digits of each byte stand between quotes and hyphens.
+    const PLACES: [usize; 16] = [1, 3, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27, 29, 31, 33, 35];
     let mut text = *b"\"00000000-0000-0000-0000-000000000000\"";
-    let mut at = 1;
-    for (index, byte) in raw.iter().enumerate() {
-        if matches!(index, 4 | 6 | 8 | 10) {
-            at += 1;
-        }
-        text[at..at + 2].copy_from_slice(&hex(*byte));
-        at += 2;
+    for (byte, place) in raw.iter().zip(PLACES) {
+        [text[place], text[place + 1]] = hex(*byte);
     }
     out.extend_from_slice(&text);
 }
@@ -93,9 +90,20 @@ pub(super) fn bytea(raw: &[u8], out: &mut Vec<u8>) {
 
 /// Two lower-case hexadecimal digits.
 pub(super) fn hex(byte: u8) -> [u8; 2] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
+    HEX[usize::from(byte)]
 }
+
+/// The digits of every byte: one look-up, and uuids are everywhere.
+static HEX: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    table
+};
 
 /// PostgreSQL checks what it sends as UTF-8, so this never fails unless a type was taken wrong.
 fn utf8(raw: &[u8]) -> Result<(), Malformed> {
