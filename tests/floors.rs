@@ -91,7 +91,7 @@ const SPAWNING: [&str; 11] = [
 const SPAWNERS: [(&str, &str); 2] = [("task.rs", ""), ("main.rs", "tokio::runtime")];
 
 /// Where wall-clock time comes from: the doors through which a token comes or goes, and stores without a server's clock.
-const CLOCKS: [&str; 4] = ["cli/token.rs", "http/mod.rs", "store/memory.rs", "store/object"];
+const CLOCKS: [&str; 4] = ["cli/token.rs", "http/identity.rs", "store/memory.rs", "store/object"];
 
 const LONGEST_FILE: usize = 500;
 

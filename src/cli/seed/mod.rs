@@ -260,7 +260,7 @@ fn failed(doing: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> See
 
 /// A bar for a terminal; elsewhere nothing is drawn.
 pub fn progress_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:18} {bar:40} {pos:>7}/{len} rows, {eta} left")
+    let style = ProgressStyle::with_template("{msg:18} {bar:40} {pos:>7}/{len} rows, {elapsed}")
         .expect("a template that was tried")
         .progress_chars("=> ");
     ProgressBar::no_length().with_style(style)
