@@ -7,8 +7,8 @@
 //! that asks for a pack while it holds others can be what others wait for: hold one pack at a time, and give the last
 //! one up before asking for the next.
 //!
-//! A manifest's length is only known once it is decoded, so a few are loaded at a time ([`MANIFESTS_AT_ONCE`]) and
-//! those are not counted until then.
+//! A manifest's length is only known once it is decoded, so only four are loaded at a time, and those are not
+//! counted until then.
 
 mod shelf;
 

@@ -2,7 +2,7 @@
 //!
 //! It panics at the first thing that is not as [`SnapshotStore`] promises. It needs a tokio runtime with time; a store
 //! on tokio's clock passes under a paused one. What only shows with time is waited for: the store is swept and asked
-//! again until it has happened, and the suite fails when that takes more than [`PATIENCE`].
+//! again until it has happened, and the suite fails when that takes more than a minute.
 
 mod expiry;
 mod leases;

@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | 1. packs are put, marked to expire after `unpublished` | marked blobs that no head names | the mark |
 //! | 2. the manifest is put, marked likewise | the same | the mark |
-//! | 3. the new packs and the manifest are held and *touched* (`touchedAt` is now) | held blobs that no head names | the sweep, once they are untouched for [`orphaned`] |
+//! | 3. the new packs and the manifest are held and *touched* (`touchedAt` is now) | held blobs that no head names | the sweep, once they are *orphaned* |
 //! | 4. all packs are counted: whole and held, or the publisher marks its own again and fails | the same | the sweep |
 //! | 5. the head is moved by compare-and-set | the replaced snapshot is held, though no head names it | the sweep |
 //! | 6. what the replaced snapshot alone needed is marked to expire after `grace` | nothing | |
@@ -22,9 +22,10 @@
 //! or leaves its blobs to the sweep, because the compare-and-set may still be on its way.
 //!
 //! # Against the sweep
-//! The sweep reads the heads of an org, then marks what is held, named by none of them, and untouched for
-//! [`orphaned`]; the last is part of the very update. A publisher touches its blobs at step 3 and gives up unless it
-//! reaches step 5 within half of [`orphaned`], so none of its blobs can be marked before its head names them. Packs it
+//! The sweep reads the heads of an org, then marks what is held, named by none of them, and *orphaned*: untouched for
+//! an hour, or for `unpublished` if that is shorter; this is part of the very update. A publisher touches its blobs at
+//! step 3 and gives up unless it reaches step 5 within half of that time, so none of its blobs can be marked before its
+//! head names them. Packs it
 //! takes over are named by the head it replaces: who replaced that one first makes step 5 fail. Should a process stop
 //! for hours in the middle of all that, the publisher takes marks off once more after step 5, and the sweep begins
 //! with taking them off whatever a head names; marks are `grace` long, so that is in time.
