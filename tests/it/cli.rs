@@ -165,7 +165,7 @@ async fn from_an_empty_database_to_snapshots_by_hand() {
     assert!(setup.must(&["migrate", "--apply"]).starts_with("done: "));
     assert!(setup.must(&["migrate", "--apply"]).starts_with("nothing to do"));
     let checked = setup.must(&["check"]);
-    assert!(rows(&checked).iter().all(|row| row[0] == "warning"), "{checked}");
+    assert!(rows(&checked).iter().all(|row| row[0] != "error"), "{checked}");
 
     let dumped = setup.must(&["dump", "--all"]);
     let orgs: Vec<&str> = rows(&dumped).iter().map(|row| row[0]).collect();
