@@ -1,5 +1,7 @@
 //! The functions of models that others inherit from: when a parent changes what it gives, everything below it is logged.
 
+use std::fmt::Write as _;
+
 use super::{Function, ORPHAN_BUCKETS, ORPHAN_LOCKS, Writer, descendants, trigger};
 use crate::source::migrate::names::{self, qualified, quote_ident, quote_literal, quote_table};
 
