@@ -2,7 +2,7 @@
 //!
 //! A reader loads whole packs, so the frames of one group set stay together: a set that fills a pack gets packs of its
 //! own, and what is left of each set at the end shares packs only while these are small. A reader of k of n groups so
-//! loads about k/n of the packs, and at most [`SHARED_MAX`] bytes more for each set that shares.
+//! loads about k/n of the packs, and at most `SHARED_MAX` bytes more for each set that shares.
 
 use std::collections::HashMap;
 

@@ -1,6 +1,6 @@
 //! What the service does for a caller, without a word of HTTP.
 //!
-//! Floor 5. A call takes a [`Caller`] (whom `access` made of verified claims) and a parsed query, and gives an
+//! Floor 5. A call takes a [`Caller`](crate::model::Caller) (whom `access` made of verified claims) and a parsed query, and gives an
 //! [`Answer`]: facts that are known before the first byte, and content as compressed frames. Encoding, headers, ranges
 //! and status codes are the floor above.
 

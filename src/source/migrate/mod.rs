@@ -1,7 +1,7 @@
 //! Makes and keeps the change log: its tables, its index and the triggers that fill it.
 //!
 //! [`Found::read`] tells what there is, [`plan`] (pure) what is missing, [`Plan::script`] prints that as a script and
-//! [`apply`] does it. All of it is idempotent: what stands as it should is left alone, triggers of models that left the
+//! [`apply`](fn@apply) does it. All of it is idempotent: what stands as it should is left alone, triggers of models that left the
 //! catalog are dropped.
 //!
 //! # What is logged

@@ -16,7 +16,7 @@ use crate::source::{GroupSets, SetId};
 /// Sets remembered at most; past that all are forgotten and found again.
 const MAX_REMEMBERED: usize = 65_536;
 
-/// Finds the sets of one model's rows. Memory: [`MAX_REMEMBERED`] sets and their columns' bytes.
+/// Finds the sets of one model's rows. Memory: `MAX_REMEMBERED` sets and their columns' bytes.
 pub struct GroupReader {
     columns: Vec<GroupColumn>,
     /// The set of a row without groups; `None`: nobody sees it.
