@@ -136,7 +136,9 @@ async fn sing(tables: &str) {
             tally.conflicts += part.conflicts;
             tally.deadlocks += part.deadlocks;
         }
-        audience.turn(&observer).await.unwrap_or_else(|fault| panic!("seed {}, round {round}: {fault}", dice.seed()));
+        audience.turn(&observer).await.unwrap_or_else(|fault| {
+            panic!("seed {}, round {round}, {:?}: {fault}", dice.seed(), database.config().get_dbname())
+        });
         audience.forget_all_but(40);
     }
     println!("{rounds} rounds: {tally:?}");

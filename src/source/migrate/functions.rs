@@ -96,7 +96,7 @@ impl<'a> Writer<'a> {
 
     /// What every catalog needs.
     pub fn common(&self) -> Vec<Function> {
-        vec![self.write(), self.unseen(), self.refuse_truncate()]
+        vec![self.write(), self.meet_marks(), self.refuse_truncate()]
     }
 
     /// What a membership entry needs: its trigger function.
@@ -139,6 +139,10 @@ END
         if self.catalog.models()[index].from.is_some() {
             functions.push(self.above(index));
             functions.push(self.left(index));
+            functions.push(self.join(index));
+            if stands_deep(self.catalog, index) {
+                functions.push(self.join_early(index));
+            }
         }
         if descendants(self.catalog, index).next().is_some() {
             functions.push(self.before(index));
@@ -189,14 +193,14 @@ END
     }
 
     /// Statements that fill `<into>_org` and `<into>_groups` with the state of the row `row`.
-    fn state(&self, model: &Model, row: &str, into: &str, joins: &str) -> String {
+    fn state(&self, model: &Model, row: &str, into: &str) -> String {
         let (org, groups) = (self.own_org(model, row), self.own_groups(model, row));
         let Some(from) = &model.from else {
             let (org, groups) = (org.unwrap_or_default(), groups.unwrap_or_default());
             return format!("my.{into}_org := {org}; my.{into}_groups := {groups};");
         };
         format!(
-            "SELECT {}, {} INTO my.{into}_org, my.{into}_groups FROM {}({row}.{}, {joins}) AS a;",
+            "SELECT {}, {} INTO my.{into}_org, my.{into}_groups FROM {}({row}.{}) AS a;",
             org.unwrap_or_else(|| "a.org".into()),
             groups.unwrap_or_else(|| "coalesce(a.groups, '{}')".into()),
             self.call("above", model),
@@ -212,11 +216,12 @@ END
         }
     }
 
-    /// Whether the row that a trigger sees begins to stand below its parent, and so must meet whoever moves that.
-    fn joins(model: &Model) -> String {
+    /// A statement that lets the row meet whoever moves a parent it did not stand below before. `checked`: the foreign
+    /// key, if there is one, was checked already.
+    fn meet(&self, model: &Model, checked: bool) -> String {
         model.from.as_ref().map_or_else(String::new, |from| {
             let by = quote_ident(&from.by);
-            format!("TG_OP = 'INSERT' OR OLD.{by} IS DISTINCT FROM NEW.{by}")
+            format!("PERFORM {}(NEW.{by}, OLD.{by}, {checked});", self.call("join", model))
         })
     }
 
@@ -265,6 +270,9 @@ DECLARE
   it record;
 BEGIN
   IF TG_OP = 'UPDATE' AND OLD *= NEW THEN RETURN NULL; END IF;
+  IF TG_OP <> 'DELETE' THEN
+    {meet}
+  END IF;
   IF TG_OP <> 'INSERT'{was_passes} THEN
     my.was_id := OLD.{id}::text;
     {was}
@@ -277,31 +285,19 @@ BEGIN
   RETURN NULL;
 END
 ",
+            meet = self.meet(model, true),
             was_passes = self.passes(index, "OLD"),
             now_passes = self.passes(index, "NEW"),
-            was = self.state(model, "OLD", "was", "false"),
-            now = self.state(model, "NEW", "now", &Self::joins(model)),
+            was = self.state(model, "OLD", "was"),
+            now = self.state(model, "NEW", "now"),
         );
         trigger(names::object("log", &model.name), &[], body)
     }
 
-    /// Finds what a row inherits from the parent it names, and meets whoever moves that parent.
+    /// Finds what a row inherits from the parent it names.
     fn above(&self, index: usize) -> Function {
         let (model, parent, by_type) = self.edge(index);
         let (table, id) = (quote_table(&parent.table), quote_ident(&parent.id));
-        let unseen = qualified(self.schema, "headstart_unseen");
-        let gone = if self.found.enforced.contains(&index) {
-            "
-    -- The foreign key was checked against the newest rows, so the parent stands: this snapshot is too old to see it.
-    IF NOT FOUND AND current_setting('transaction_isolation') IN ('repeatable read', 'serializable')
-       AND current_setting('session_replication_role') <> 'replica' THEN
-      RAISE EXCEPTION 'could not serialize access: the parent is newer than this transaction''s snapshot'
-        USING ERRCODE = 'serialization_failure';
-    END IF;"
-        } else {
-            ""
-        };
-        let lock = format!("PERFORM 1 FROM {table} AS t WHERE t.{id} = $1 FOR KEY SHARE;");
         let read = match &parent.from {
             None => format!(
                 "SELECT {}, {} INTO org, groups FROM {table} AS t WHERE t.{id} = $1;",
@@ -309,7 +305,7 @@ END
                 self.own_groups(parent, "t").unwrap_or_default(),
             ),
             Some(from) => format!(
-                "SELECT {}, {} INTO org, groups FROM {table} AS t, LATERAL {}(t.{}, $2) AS a WHERE t.{id} = $1;",
+                "SELECT {}, {} INTO org, groups FROM {table} AS t, LATERAL {}(t.{}) AS a WHERE t.{id} = $1;",
                 self.own_org(parent, "t").unwrap_or_else(|| "a.org".into()),
                 self.own_groups(parent, "t").unwrap_or_else(|| "a.groups".into()),
                 self.call("above", parent),
@@ -319,21 +315,83 @@ END
         let body = format!(
             "
 #variable_conflict use_column
-<<my>>
-DECLARE
-  parent text := {prefix} || $1::text;
 BEGIN
   IF $1 IS NULL THEN RETURN; END IF;
-  IF $2 THEN
-    {lock}
-    IF NOT FOUND THEN
-      PERFORM pg_advisory_xact_lock({ORPHAN_LOCKS}, hashtext(my.parent) & {mask});
-      {lock}
-    END IF;{gone}
-    INSERT INTO {marks} (xid, side, parent) VALUES (pg_current_xact_id(), 'c', my.parent) ON CONFLICT DO NOTHING;
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    PERFORM {meet}('p', {prefix} || $1::text);
   END IF;
-  IF current_setting('transaction_isolation') <> 'read committed' THEN PERFORM {unseen}('p', my.parent); END IF;
   {read}
+END
+",
+            meet = qualified(self.schema, "headstart_meet"),
+            prefix = quote_literal(&format!("{}:", parent.name)),
+        );
+        Function {
+            name: names::object("above", &model.name),
+            arguments: vec![("parent_id", by_type)],
+            returns: "OUT org text, OUT groups text[]",
+            settings: &[("row_security", "off")],
+            body,
+        }
+    }
+
+    /// Meets whoever moves a parent that a row begins to stand below: locks it and all above it, from the top down, as
+    /// a cascade goes. What the row stood below before is left out; there the row itself is the meeting place.
+    fn join(&self, index: usize) -> Function {
+        let (model, parent, by_type) = self.edge(index);
+        let (table, id) = (quote_table(&parent.table), quote_ident(&parent.id));
+        let lock = format!("PERFORM 1 FROM {table} AS t WHERE t.{id} = $1 FOR KEY SHARE;");
+        let gone = if self.found.enforced.contains(&index) {
+            "
+  -- The foreign key was checked against the newest rows, so the parent stands: this snapshot is too old to see it.
+  IF NOT FOUND AND $3 AND current_setting('transaction_isolation') IN ('repeatable read', 'serializable')
+     AND current_setting('session_replication_role') <> 'replica' THEN
+    RAISE EXCEPTION 'could not serialize access: the parent is newer than this transaction''s snapshot'
+      USING ERRCODE = 'serialization_failure';
+  END IF;"
+        } else {
+            ""
+        };
+        // Whoever moves the parent now is waited for without a mark, or the two would wait for each other. The check of
+        // a foreign key has waited already.
+        let early = if self.found.enforced.contains(&index) {
+            format!("\n  IF NOT $3 THEN {lock} END IF;")
+        } else {
+            format!("\n  {lock}")
+        };
+        let (mut variables, mut first, mut last) = (String::new(), String::new(), String::new());
+        if let Some(from) = &parent.from {
+            let by = quote_ident(&from.by);
+            let next_type = &self.table(parent).columns[&from.by].sql_type;
+            let next = self.call("join", parent);
+            variables = format!("\n  next {next_type}; was {next_type}; now {next_type};");
+            first = format!(
+                "
+  SELECT t.{by} INTO my.was FROM {table} AS t WHERE t.{id} = $2;
+  SELECT t.{by} INTO my.next FROM {table} AS t WHERE t.{id} = $1;
+  PERFORM {next}(my.next, my.was, $3);"
+            );
+            last = format!(
+                "
+  -- It may have been moved before it was locked.
+  SELECT t.{by} INTO my.now FROM {table} AS t WHERE t.{id} = $1;
+  IF my.now IS DISTINCT FROM my.next THEN PERFORM {next}(my.now, my.was, $3); END IF;"
+            );
+        }
+        let body = format!(
+            "
+#variable_conflict use_column
+<<my>>
+DECLARE
+  parent text := {prefix} || $1::text;{variables}
+BEGIN
+  IF $1 IS NULL OR $1 = $2 THEN RETURN; END IF;{first}{early}
+  INSERT INTO {marks} (xid, side, parent) VALUES (pg_current_xact_id(), 'c', my.parent) ON CONFLICT DO NOTHING;
+  {lock}
+  IF NOT FOUND THEN
+    PERFORM pg_advisory_xact_lock({ORPHAN_LOCKS}, hashtext(my.parent) & {mask});
+    {lock}
+  END IF;{gone}{last}
 END
 ",
             prefix = quote_literal(&format!("{}:", parent.name)),
@@ -341,12 +399,28 @@ END
             marks = self.marks,
         );
         Function {
-            name: names::object("above", &model.name),
-            arguments: vec![("parent_id", by_type), ("joins", "boolean".into())],
-            returns: "OUT org text, OUT groups text[]",
+            name: names::object("join", &model.name),
+            arguments: vec![("parent_id", by_type.clone()), ("was", by_type), ("checked", "boolean".into())],
+            returns: "RETURNS void",
             settings: &[("row_security", "off")],
             body,
         }
+    }
+
+    /// The same before foreign keys are checked: that locks the nearest parent, and the locks would not be taken from
+    /// the top down. It is done again after, for a parent that was committed in between.
+    fn join_early(&self, index: usize) -> Function {
+        let model = &self.catalog.models()[index];
+        let body = format!(
+            "
+BEGIN
+  {}
+  RETURN NULL;
+END
+",
+            self.meet(model, false)
+        );
+        trigger(names::object("early", &model.name), &[], body)
     }
 
     /// What the parents gave a row before this very transaction changed them.
@@ -412,7 +486,7 @@ BEGIN
   RETURN NEW;
 END
 ",
-            was = self.state(model, "OLD", "was", "false"),
+            was = self.state(model, "OLD", "was"),
             kept = keep("my.was_org", "my.was_groups"),
             left = self.for_each_left(model, "OLD", &keep("my.it.org", "my.it.groups")),
         );
@@ -424,12 +498,12 @@ END
         let model = &self.catalog.models()[index];
         let (table, id) = (quote_table(&model.table), quote_ident(&model.id));
         let below = self.call("below", model);
-        let unseen = qualified(self.schema, "headstart_unseen");
+        let meet = qualified(self.schema, "headstart_meet");
         let mark = |row: &str| {
             let key = self.mark_key(model, row);
             format!(
                 "INSERT INTO {} (xid, side, parent) VALUES (pg_current_xact_id(), 'p', {key}) ON CONFLICT DO NOTHING;
-    IF current_setting('transaction_isolation') <> 'read committed' THEN PERFORM {unseen}('c', {key}); END IF;",
+    PERFORM {meet}('c', {key});",
                 self.marks
             )
         };
@@ -467,51 +541,48 @@ END
             mask = ORPHAN_BUCKETS - 1,
             mark_old = mark("OLD"),
             mark_new = mark("NEW"),
-            was = self.state(model, "OLD", "was", "false"),
-            now = self.state(model, "NEW", "now", &Self::joins(model)),
+            was = self.state(model, "OLD", "was"),
+            now = self.state(model, "NEW", "now"),
             left = self.for_each_left(model, "OLD", &format!("PERFORM {below}(OLD.{id}, my.it.org, my.it.groups);")),
         );
         trigger(names::object("moved", &model.name), &[("row_security", "off")], body)
     }
 
     /// Logs everything that stands below a row, as having this org and these groups where it inherits them.
+    ///
+    /// A level at a time: its rows are locked by the ids of the level above, which is locked already, so none can come
+    /// or go. (A join would lose a row that moved between two parents while it was waited for.)
     fn below(&self, index: usize) -> Function {
         let parent = &self.catalog.models()[index];
-        let mut locks = String::new();
-        let mut inserts = String::new();
+        let (mut variables, mut locks, mut inserts) = (String::new(), String::new(), String::new());
         for (child, depth) in descendants(self.catalog, index) {
             let lineage = self.catalog.lineage(child);
             let model_at = |place: usize| &self.catalog.models()[lineage.chain[place]];
-            let mut from = format!("{} AS t0", quote_table(&model_at(0).table));
-            for place in 1..depth {
-                let by = model_at(place - 1).from.as_ref().map_or("", |from| from.by.as_str());
-                let here = model_at(place);
-                let _ = write!(
-                    from,
-                    " JOIN {} AS t{place} ON t{place}.{} = t{}.{}",
-                    quote_table(&here.table),
-                    quote_ident(&here.id),
-                    place - 1,
-                    quote_ident(by)
-                );
+            let by =
+                |place: usize| model_at(place).from.as_ref().map_or_else(String::new, |from| quote_ident(&from.by));
+            let model = model_at(0);
+            let (table, id) = (quote_table(&model.table), quote_ident(&model.id));
+            let condition = match depth {
+                1 => format!("t0.{} = $1", by(0)),
+                _ => format!("t0.{} = ANY (my.level_{})", by(0), lineage.chain[1]),
+            };
+            let _ = write!(locks, "\n  PERFORM 1 FROM {table} AS t0 WHERE {condition} FOR SHARE;");
+            if self.catalog.children(child).next().is_some() {
+                let _ = write!(variables, "\n  level_{child} {}[];", self.table(model).columns[&model.id].sql_type);
+                let _ =
+                    write!(locks, "\n  level_{child} := ARRAY(SELECT t0.{id} FROM {table} AS t0 WHERE {condition});");
             }
-            let top = model_at(depth - 1).from.as_ref().map_or("", |from| from.by.as_str());
-            let condition = format!("t{}.{} = $1", depth - 1, quote_ident(top));
-            let _ = write!(locks, "\n  PERFORM 1 FROM {from} WHERE {condition} FOR SHARE OF t0;");
-            let org = if lineage.org < depth {
-                self.own_org(model_at(lineage.org), &format!("t{}", lineage.org)).unwrap_or_default()
-            } else {
-                "$2".into()
-            };
-            let groups = if lineage.groups < depth {
-                self.own_groups(model_at(lineage.groups), &format!("t{}", lineage.groups)).unwrap_or_default()
-            } else {
-                "coalesce($3, '{}')".into()
-            };
-            let passes = match self.found.filters.get(&child) {
-                Some(Ok(filter)) => format!(" AND (SELECT {} FROM (SELECT t0.*) AS it)", filter.text),
-                _ => String::new(),
-            };
+            let mut from = format!("{table} AS t0");
+            for place in 1..=lineage.org.max(lineage.groups).min(depth - 1) {
+                let here = model_at(place);
+                let (table, id) = (quote_table(&here.table), quote_ident(&here.id));
+                let _ = write!(from, " JOIN {table} AS t{place} ON t{place}.{id} = t{}.{}", place - 1, by(place - 1));
+            }
+            let own_org = |place: usize| self.own_org(model_at(place), &format!("t{place}")).unwrap_or_default();
+            let own_groups = |place: usize| self.own_groups(model_at(place), &format!("t{place}")).unwrap_or_default();
+            let org = if lineage.org < depth { own_org(lineage.org) } else { "$2".into() };
+            let groups = if lineage.groups < depth { own_groups(lineage.groups) } else { "coalesce($3, '{}')".into() };
+            let passes = self.passes(child, "t0");
             let _ = write!(
                 inserts,
                 "
@@ -520,15 +591,16 @@ END
     FROM {from} WHERE {condition} AND {org} IS NOT NULL{passes};",
                 log = self.log,
                 columns = self.log_columns,
-                name = quote_literal(&model_at(0).name),
-                id = quote_ident(&model_at(0).id),
+                name = quote_literal(&model.name),
             );
         }
         let body = format!(
             "
 #variable_conflict use_column
+<<my>>
+DECLARE{variables}
 BEGIN
-  -- Locked first and read by later statements, so that what is read is the newest of what was locked.{locks}{inserts}
+  -- All is locked first and read by later statements, so that what is read is the newest of what was locked.{locks}{inserts}
 END
 "
         );
@@ -582,26 +654,36 @@ END
         Function { name: "headstart_write".into(), arguments, returns: "RETURNS void", settings: &[], body }
     }
 
-    /// Fails with `serialization_failure` when a transaction that this one's snapshot can't see, but that has
-    /// committed, left this mark.
-    fn unseen(&self) -> Function {
+    /// Meets the transactions that left a mark and that this one's snapshot can't see: waits for those that are open,
+    /// if they made children (`c`), and fails with `serialization_failure` when one has committed and this transaction
+    /// can't take a newer snapshot.
+    ///
+    /// A unique index is checked against the newest rows, whatever the snapshot: an INSERT of the mark that a
+    /// transaction may have left waits for it if it did and is open, and then conflicts if it committed.
+    fn meet_marks(&self) -> Function {
         let body = format!(
             "
 #variable_conflict use_column
 <<my>>
 DECLARE
   sight pg_snapshot := pg_current_snapshot();
-  ended xid8[];
+  fixed boolean := current_setting('transaction_isolation') IN ('repeatable read', 'serializable');
+  unseen xid8[];
   next bigint;
+  status text;
 BEGIN
-  IF current_setting('transaction_isolation') NOT IN ('repeatable read', 'serializable') THEN RETURN; END IF;
-  ended := ARRAY(SELECT x FROM pg_snapshot_xip(my.sight) AS x WHERE pg_xact_status(x) = 'committed');
+  IF NOT my.fixed AND $1 <> 'c' THEN RETURN; END IF;
+  unseen := ARRAY(SELECT x FROM pg_snapshot_xip(my.sight) AS x
+                  WHERE pg_xact_status(x) = 'committed' OR $1 = 'c' AND pg_xact_status(x) = 'in progress');
   next := pg_snapshot_xmax(my.sight)::text::bigint;
   BEGIN
-    LOOP
-      IF pg_xact_status(my.next::text::xid8) = 'committed' THEN my.ended := my.ended || my.next::text::xid8; END IF;
-      my.next := my.next + 1;
-      IF cardinality(my.ended) > 100000 THEN
+    WHILE my.fixed LOOP
+      status := pg_xact_status(my.next::text::xid8);
+      IF my.status = 'committed' OR $1 = 'c' AND my.status = 'in progress' THEN
+        unseen := my.unseen || my.next::text::xid8;
+      END IF;
+      next := my.next + 1;
+      IF cardinality(my.unseen) > 100000 THEN
         RAISE EXCEPTION 'could not serialize access: this transaction''s snapshot is too old for the change log'
           USING ERRCODE = 'serialization_failure';
       END IF;
@@ -609,11 +691,11 @@ BEGIN
   EXCEPTION WHEN invalid_parameter_value THEN
     NULL; -- That one is still to be given out: the end of the list.
   END;
-  IF cardinality(my.ended) = 0 THEN RETURN; END IF;
-  -- A unique index is checked against the newest rows, whatever the snapshot: where the mark stands unseen, this
-  -- INSERT fails to serialize. The rows it makes are taken back at once.
+  IF cardinality(my.unseen) = 0 THEN RETURN; END IF;
+  -- The rows that this makes are taken back at once.
   BEGIN
-    INSERT INTO {marks} (xid, side, parent) SELECT x, $1, $2 FROM unnest(my.ended) AS x ON CONFLICT DO NOTHING;
+    INSERT INTO {marks} (xid, side, parent) SELECT x, $1, $2 FROM unnest(my.unseen) AS x
+      WHERE x <> pg_current_xact_id() ON CONFLICT DO NOTHING;
     RAISE EXCEPTION USING ERRCODE = 'HS000';
   EXCEPTION WHEN SQLSTATE 'HS000' THEN
     NULL;
@@ -623,7 +705,7 @@ END
             marks = self.marks
         );
         Function {
-            name: "headstart_unseen".into(),
+            name: "headstart_meet".into(),
             arguments: vec![("side", "\"char\"".into()), ("parent", "text".into())],
             returns: "RETURNS void",
             settings: &[],
@@ -666,6 +748,12 @@ pub fn descendants(catalog: &Catalog, index: usize) -> impl Iterator<Item = (usi
         .collect();
     found.sort_by_key(|(_, depth)| *depth);
     found.into_iter()
+}
+
+/// Whether a model's parent has a parent too.
+pub fn stands_deep(catalog: &Catalog, index: usize) -> bool {
+    let parent = catalog.models()[index].from.as_ref().and_then(|from| catalog.model(&from.model));
+    parent.is_some_and(|(_, parent)| parent.from.is_some())
 }
 
 fn trigger(name: String, settings: &'static [(&'static str, &'static str)], body: String) -> Function {
