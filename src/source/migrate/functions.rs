@@ -675,9 +675,10 @@ BEGIN
   IF NOT my.fixed AND $1 <> 'c' THEN RETURN; END IF;
   unseen := ARRAY(SELECT x FROM pg_snapshot_xip(my.sight) AS x
                   WHERE pg_xact_status(x) = 'committed' OR $1 = 'c' AND pg_xact_status(x) = 'in progress');
+  -- `xmax` is one past the newest that has ended: others beyond may be open.
   next := pg_snapshot_xmax(my.sight)::text::bigint;
   BEGIN
-    WHILE my.fixed LOOP
+    LOOP
       status := pg_xact_status(my.next::text::xid8);
       IF my.status = 'committed' OR $1 = 'c' AND my.status = 'in progress' THEN
         unseen := my.unseen || my.next::text::xid8;
