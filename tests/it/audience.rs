@@ -29,6 +29,7 @@ struct Follower {
     org: String,
     group: String,
     born: usize,
+    since: i64,
     cursor: i64,
     rows: BTreeMap<Key, String>,
 }
@@ -115,6 +116,7 @@ impl Audience {
                     org: org.clone(),
                     group: group.clone(),
                     born: self.turns,
+                    since: self.watermark,
                     cursor: self.watermark,
                     rows: BTreeMap::new(),
                 };
@@ -171,8 +173,8 @@ impl Follower {
             return Ok(());
         }
         Err(format!(
-            "a client of {} in {} that began at turn {} holds {:?}, but the database says {:?}",
-            self.group, self.org, self.born, self.rows, visible
+            "a client of {} in {} that began at turn {} (sync id {}) holds {:?}, but the database says {:?}",
+            self.group, self.org, self.born, self.since, self.rows, visible
         ))
     }
 }

@@ -254,6 +254,45 @@ async fn nobody_misses_a_child_whose_writer_is_stopped_halfway() {
     }
 }
 
+/// PostgreSQL (15.20 at least) loses a FOR KEY SHARE lock that is taken while an UPDATE writes the row's new version to
+/// another page or its large values aside: the lock is no part of what the UPDATE then stores. Here the parent's update
+/// is slow enough for a child to come in between, and the child's transaction outlives it.
+#[tokio::test]
+async fn nobody_misses_a_child_whose_lock_was_lost() {
+    let slow = "UPDATE issue SET title = repeat('x', 60000000)";
+    lose_lock(slow, Some("UPDATE issue SET team_id = 'c'")).await;
+    lose_lock(slow, Some("DELETE FROM issue")).await;
+    lose_lock(&format!("{slow}, team_id = 'c'"), None).await;
+}
+
+/// The slow update loses the child's lock; then another, or it itself, moves the parent.
+async fn lose_lock(slow: &str, moved: Option<&str>) {
+    let arena = Arena::new(tracker::TABLES).await;
+    let client = &arena.observer;
+    client.batch_execute("ALTER TABLE issue ALTER title SET STORAGE external").await.unwrap();
+    client.batch_execute("INSERT INTO issue VALUES ('i1', 'x', 'a')").await.unwrap();
+    let mut audience = Audience::new(&["x".into()], &["team:a", "team:c"]);
+    audience.turn(client).await.unwrap();
+    let [child, mut mover, updater] = [arena.session().await, arena.session().await, arena.session().await];
+    let slow = slow.to_owned();
+    let updating = tokio::spawn(async move { updater.client().batch_execute(&slow).await });
+    let size = "SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE relname = 'issue'";
+    while client.query_one(size, &[]).await.unwrap().get::<_, i64>(0) < 2_000_000 {}
+    child.client().batch_execute("BEGIN; INSERT INTO comment VALUES ('c1', 'i1')").await.unwrap();
+    assert!(!updating.is_finished(), "the update was over before the child came: this shows nothing");
+    if let Some(moved) = moved {
+        updating.await.unwrap().unwrap();
+        let begun = mover.start(moved, client).await;
+        assert!(matches!(begun, Progress::Blocked), "{moved} did not wait for the child: {begun:?}");
+        child.client().batch_execute("COMMIT").await.unwrap();
+        mover.end().await.unwrap();
+    } else {
+        child.client().batch_execute("COMMIT").await.unwrap();
+        updating.await.unwrap().unwrap();
+    }
+    audience.turn(client).await.unwrap();
+}
+
 async fn all(tables: &str, setup: &str, children: &[&str], moves: &[&str], levels: &[[&str; 2]]) {
     let mut arena = Arena::new(tables).await;
     for child in children {

@@ -19,11 +19,16 @@
 //! and M reads the children before C's, users of the parent's new groups never hear of the child. What has to hold is:
 //! one of the two has ended, and is seen, before the other reads.
 //!
-//! *They meet at a lock that both hold to their end, and each reads only after it holds it:*
-//! - C makes a row a child of the parent (an INSERT, or an UPDATE of the column that names the parent): it locks the
-//!   parent's row, and every row above that, FOR KEY SHARE. That is what a foreign key locks, so children of one parent
-//!   don't wait for each other, nor for updates that move nothing. M, in its trigger, locks the row it moved FOR UPDATE,
-//!   or has done so by deleting it or by changing its id.
+//! *They meet at something that both hold to their end, and each reads only after it holds it:*
+//! - C makes a row a child of the parent (an INSERT, or an UPDATE of the column that names the parent): it leaves a mark
+//!   (its transaction, the parent) in the marks table and locks the parent's row, and every row above that, FOR KEY
+//!   SHARE. That is what a foreign key locks, so children of one parent don't wait for each other, nor for updates that
+//!   move nothing. M, in its trigger, locks the row it moved FOR UPDATE, or has done so by deleting it or by changing
+//!   its id; then it waits for every open transaction that left a mark there. The lock alone is not enough: PostgreSQL
+//!   (15.20 at least) loses a FOR KEY SHARE lock that is taken while an update writes the row's new version to another
+//!   page. The mark alone is not either: C could leave it just after M looked.
+//! - The locks of ancestors are taken from the top down, as a cascade takes them, and before the check of a foreign key
+//!   locks the nearest one: else two writers of single rows could wait for each other.
 //! - C changes or removes a row that was a child already: that row is locked by the write itself. M locks all it finds
 //!   below the parent FOR SHARE, and only then reads it. So C does not touch the parent at all, and a parent whose
 //!   removal cascades can't deadlock with it.

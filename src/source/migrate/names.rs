@@ -48,6 +48,12 @@ pub fn object(what: &str, of: &str) -> String {
     fit(&format!("{PREFIX}{what}_{of}"))
 }
 
+/// The name of a trigger that must fire before those of foreign keys, `RI_…`: triggers fire in the bytewise order of
+/// their names.
+pub fn early(of: &str) -> String {
+    fit(&format!("Headstart_early_{of}"))
+}
+
 /// What a membership entry's function and trigger are called: the parts that people look for, then a digest, because
 /// underscores in them could make two entries meet.
 pub fn membership(entry: &Membership) -> String {

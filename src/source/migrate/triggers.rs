@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::model::catalog::{Catalog, Model, TableName};
 use crate::source::migrate::found::Found;
-use crate::source::migrate::functions::{Function, Writer, descendants};
+use crate::source::migrate::functions::{Function, Writer, descendants, stands_deep};
 use crate::source::migrate::names::{self, qualified, quote_ident, quote_literal, quote_table};
 
 /// What the comment on a trigger begins with; the digest of its definition follows.
@@ -160,6 +160,13 @@ fn row_triggers(catalog: &Catalog, found: &Found, index: usize) -> Vec<Trigger> 
     };
     let log = names::object("log", &model.name);
     let mut triggers = vec![row("AFTER INSERT OR UPDATE OR DELETE", log, None, "log")];
+    if let Some(from) = model.from.as_ref().filter(|_| stands_deep(catalog, index)) {
+        let by = quote_ident(&from.by);
+        let name = |event: &str| names::early(&event_name(model, event));
+        let changed = format!("OLD.{by} IS DISTINCT FROM NEW.{by}");
+        triggers.push(row("AFTER INSERT", name("insert"), None, "early"));
+        triggers.push(row("AFTER UPDATE", name("update"), Some(changed), "early"));
+    }
     let children: Vec<usize> = descendants(catalog, index).map(|(child, _)| child).collect();
     if children.is_empty() {
         return triggers;

@@ -3,6 +3,7 @@
 //! Groups travel between the functions as `text[]` in which the element `org:` stands for "everyone in the row's org":
 //! a child may have an org column of its own, so only the last function, the one that writes, can name it.
 
+mod meeting;
 mod parents;
 
 use std::fmt::Write as _;
@@ -98,7 +99,7 @@ impl<'a> Writer<'a> {
 
     /// What every catalog needs.
     pub fn common(&self) -> Vec<Function> {
-        vec![self.write(), self.unseen(), self.refuse_truncate()]
+        vec![self.write(), self.meet_marks(), self.refuse_truncate()]
     }
 
     /// What a membership entry needs: its trigger function.
@@ -141,6 +142,10 @@ END
         if self.catalog.models()[index].from.is_some() {
             functions.push(self.above(index));
             functions.push(self.left(index));
+            functions.push(self.join(index));
+            if stands_deep(self.catalog, index) {
+                functions.push(self.join_early(index));
+            }
         }
         if descendants(self.catalog, index).next().is_some() {
             functions.push(self.before(index));
@@ -191,14 +196,14 @@ END
     }
 
     /// Statements that fill `<into>_org` and `<into>_groups` with the state of the row `row`.
-    fn state(&self, model: &Model, row: &str, into: &str, joins: &str) -> String {
+    fn state(&self, model: &Model, row: &str, into: &str) -> String {
         let (org, groups) = (self.own_org(model, row), self.own_groups(model, row));
         let Some(from) = &model.from else {
             let (org, groups) = (org.unwrap_or_default(), groups.unwrap_or_default());
             return format!("my.{into}_org := {org}; my.{into}_groups := {groups};");
         };
         format!(
-            "SELECT {}, {} INTO my.{into}_org, my.{into}_groups FROM {}({row}.{}, {joins}) AS a;",
+            "SELECT {}, {} INTO my.{into}_org, my.{into}_groups FROM {}({row}.{}) AS a;",
             org.unwrap_or_else(|| "a.org".into()),
             groups.unwrap_or_else(|| "coalesce(a.groups, '{}')".into()),
             self.call("above", model),
@@ -214,11 +219,12 @@ END
         }
     }
 
-    /// Whether the row that a trigger sees begins to stand below its parent, and so must meet whoever moves that.
-    fn joins(model: &Model) -> String {
+    /// A statement that lets the row meet whoever moves a parent it did not stand below before. `checked`: the foreign
+    /// key, if there is one, was checked already.
+    fn meet(&self, model: &Model, checked: bool) -> String {
         model.from.as_ref().map_or_else(String::new, |from| {
             let by = quote_ident(&from.by);
-            format!("TG_OP = 'INSERT' OR OLD.{by} IS DISTINCT FROM NEW.{by}")
+            format!("PERFORM {}(NEW.{by}, OLD.{by}, {checked});", self.call("join", model))
         })
     }
 
@@ -267,6 +273,9 @@ DECLARE
   it record;
 BEGIN
   IF TG_OP = 'UPDATE' AND OLD *= NEW THEN RETURN NULL; END IF;
+  IF TG_OP <> 'DELETE' THEN
+    {meet}
+  END IF;
   IF TG_OP <> 'INSERT'{was_passes} THEN
     my.was_id := OLD.{id}::text;
     {was}
@@ -279,76 +288,13 @@ BEGIN
   RETURN NULL;
 END
 ",
+            meet = self.meet(model, true),
             was_passes = self.passes(index, "OLD"),
             now_passes = self.passes(index, "NEW"),
-            was = self.state(model, "OLD", "was", "false"),
-            now = self.state(model, "NEW", "now", &Self::joins(model)),
+            was = self.state(model, "OLD", "was"),
+            now = self.state(model, "NEW", "now"),
         );
         trigger(names::object("log", &model.name), &[], body)
-    }
-
-    /// Finds what a row inherits from the parent it names, and meets whoever moves that parent.
-    fn above(&self, index: usize) -> Function {
-        let (model, parent, by_type) = self.edge(index);
-        let (table, id) = (quote_table(&parent.table), quote_ident(&parent.id));
-        let unseen = qualified(self.schema, "headstart_unseen");
-        let gone = if self.found.enforced.contains(&index) {
-            "
-    -- The foreign key was checked against the newest rows, so the parent stands: this snapshot is too old to see it.
-    IF NOT FOUND AND current_setting('transaction_isolation') IN ('repeatable read', 'serializable')
-       AND current_setting('session_replication_role') <> 'replica' THEN
-      RAISE EXCEPTION 'could not serialize access: the parent is newer than this transaction''s snapshot'
-        USING ERRCODE = 'serialization_failure';
-    END IF;"
-        } else {
-            ""
-        };
-        let lock = format!("PERFORM 1 FROM {table} AS t WHERE t.{id} = $1 FOR KEY SHARE;");
-        let read = match &parent.from {
-            None => format!(
-                "SELECT {}, {} INTO org, groups FROM {table} AS t WHERE t.{id} = $1;",
-                self.own_org(parent, "t").unwrap_or_default(),
-                self.own_groups(parent, "t").unwrap_or_default(),
-            ),
-            Some(from) => format!(
-                "SELECT {}, {} INTO org, groups FROM {table} AS t, LATERAL {}(t.{}, $2) AS a WHERE t.{id} = $1;",
-                self.own_org(parent, "t").unwrap_or_else(|| "a.org".into()),
-                self.own_groups(parent, "t").unwrap_or_else(|| "a.groups".into()),
-                self.call("above", parent),
-                quote_ident(&from.by),
-            ),
-        };
-        let body = format!(
-            "
-#variable_conflict use_column
-<<my>>
-DECLARE
-  parent text := {prefix} || $1::text;
-BEGIN
-  IF $1 IS NULL THEN RETURN; END IF;
-  IF $2 THEN
-    {lock}
-    IF NOT FOUND THEN
-      PERFORM pg_advisory_xact_lock({ORPHAN_LOCKS}, hashtext(my.parent) & {mask});
-      {lock}
-    END IF;{gone}
-    INSERT INTO {marks} (xid, side, parent) VALUES (pg_current_xact_id(), 'c', my.parent) ON CONFLICT DO NOTHING;
-  END IF;
-  IF current_setting('transaction_isolation') <> 'read committed' THEN PERFORM {unseen}('p', my.parent); END IF;
-  {read}
-END
-",
-            prefix = quote_literal(&format!("{}:", parent.name)),
-            mask = ORPHAN_BUCKETS - 1,
-            marks = self.marks,
-        );
-        Function {
-            name: names::object("above", &model.name),
-            arguments: vec![("parent_id", by_type), ("joins", "boolean".into())],
-            returns: "OUT org text, OUT groups text[]",
-            settings: &[("row_security", "off")],
-            body,
-        }
     }
 
     /// Writes the lines of one row: from what it was for clients to what it is. Nulls: not there.
@@ -391,55 +337,6 @@ END
         Function { name: "headstart_write".into(), arguments, returns: "RETURNS void", settings: &[], body }
     }
 
-    /// Fails with `serialization_failure` when a transaction that this one's snapshot can't see, but that has
-    /// committed, left this mark.
-    fn unseen(&self) -> Function {
-        let body = format!(
-            "
-#variable_conflict use_column
-<<my>>
-DECLARE
-  sight pg_snapshot := pg_current_snapshot();
-  ended xid8[];
-  next bigint;
-BEGIN
-  IF current_setting('transaction_isolation') NOT IN ('repeatable read', 'serializable') THEN RETURN; END IF;
-  ended := ARRAY(SELECT x FROM pg_snapshot_xip(my.sight) AS x WHERE pg_xact_status(x) = 'committed');
-  next := pg_snapshot_xmax(my.sight)::text::bigint;
-  BEGIN
-    LOOP
-      IF pg_xact_status(my.next::text::xid8) = 'committed' THEN my.ended := my.ended || my.next::text::xid8; END IF;
-      my.next := my.next + 1;
-      IF cardinality(my.ended) > 100000 THEN
-        RAISE EXCEPTION 'could not serialize access: this transaction''s snapshot is too old for the change log'
-          USING ERRCODE = 'serialization_failure';
-      END IF;
-    END LOOP;
-  EXCEPTION WHEN invalid_parameter_value THEN
-    NULL; -- That one is still to be given out: the end of the list.
-  END;
-  IF cardinality(my.ended) = 0 THEN RETURN; END IF;
-  -- A unique index is checked against the newest rows, whatever the snapshot: where the mark stands unseen, this
-  -- INSERT fails to serialize. The rows it makes are taken back at once.
-  BEGIN
-    INSERT INTO {marks} (xid, side, parent) SELECT x, $1, $2 FROM unnest(my.ended) AS x ON CONFLICT DO NOTHING;
-    RAISE EXCEPTION USING ERRCODE = 'HS000';
-  EXCEPTION WHEN SQLSTATE 'HS000' THEN
-    NULL;
-  END;
-END
-",
-            marks = self.marks
-        );
-        Function {
-            name: "headstart_unseen".into(),
-            arguments: vec![("side", "\"char\"".into()), ("parent", "text".into())],
-            returns: "RETURNS void",
-            settings: &[],
-            body,
-        }
-    }
-
     fn refuse_truncate(&self) -> Function {
         let body = "
 BEGIN
@@ -475,6 +372,12 @@ pub fn descendants(catalog: &Catalog, index: usize) -> impl Iterator<Item = (usi
         .collect();
     found.sort_by_key(|(_, depth)| *depth);
     found.into_iter()
+}
+
+/// Whether a model's parent has a parent too.
+pub fn stands_deep(catalog: &Catalog, index: usize) -> bool {
+    let parent = catalog.models()[index].from.as_ref().and_then(|from| catalog.model(&from.model));
+    parent.is_some_and(|(_, parent)| parent.from.is_some())
 }
 
 fn trigger(name: String, settings: &'static [(&'static str, &'static str)], body: String) -> Function {

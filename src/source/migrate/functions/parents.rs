@@ -69,7 +69,7 @@ BEGIN
   RETURN NEW;
 END
 ",
-            was = self.state(model, "OLD", "was", "false"),
+            was = self.state(model, "OLD", "was"),
             kept = keep("my.was_org", "my.was_groups"),
             left = self.for_each_left(model, "OLD", &keep("my.it.org", "my.it.groups")),
         );
@@ -81,12 +81,12 @@ END
         let model = &self.catalog.models()[index];
         let (table, id) = (quote_table(&model.table), quote_ident(&model.id));
         let below = self.call("below", model);
-        let unseen = qualified(self.schema, "headstart_unseen");
+        let meet = qualified(self.schema, "headstart_meet");
         let mark = |row: &str| {
             let key = self.mark_key(model, row);
             format!(
                 "INSERT INTO {} (xid, side, parent) VALUES (pg_current_xact_id(), 'p', {key}) ON CONFLICT DO NOTHING;
-    IF current_setting('transaction_isolation') <> 'read committed' THEN PERFORM {unseen}('c', {key}); END IF;",
+    PERFORM {meet}('c', {key});",
                 self.marks
             )
         };
@@ -124,51 +124,48 @@ END
             mask = ORPHAN_BUCKETS - 1,
             mark_old = mark("OLD"),
             mark_new = mark("NEW"),
-            was = self.state(model, "OLD", "was", "false"),
-            now = self.state(model, "NEW", "now", &Self::joins(model)),
+            was = self.state(model, "OLD", "was"),
+            now = self.state(model, "NEW", "now"),
             left = self.for_each_left(model, "OLD", &format!("PERFORM {below}(OLD.{id}, my.it.org, my.it.groups);")),
         );
         trigger(names::object("moved", &model.name), &[("row_security", "off")], body)
     }
 
     /// Logs everything that stands below a row, as having this org and these groups where it inherits them.
+    ///
+    /// A level at a time: its rows are locked by the ids of the level above, which is locked already, so none can come
+    /// or go. (A join would lose a row that moved between two parents while it was waited for.)
     pub(super) fn below(&self, index: usize) -> Function {
         let parent = &self.catalog.models()[index];
-        let mut locks = String::new();
-        let mut inserts = String::new();
+        let (mut variables, mut locks, mut inserts) = (String::new(), String::new(), String::new());
         for (child, depth) in descendants(self.catalog, index) {
             let lineage = self.catalog.lineage(child);
             let model_at = |place: usize| &self.catalog.models()[lineage.chain[place]];
-            let mut from = format!("{} AS t0", quote_table(&model_at(0).table));
-            for place in 1..depth {
-                let by = model_at(place - 1).from.as_ref().map_or("", |from| from.by.as_str());
-                let here = model_at(place);
-                let _ = write!(
-                    from,
-                    " JOIN {} AS t{place} ON t{place}.{} = t{}.{}",
-                    quote_table(&here.table),
-                    quote_ident(&here.id),
-                    place - 1,
-                    quote_ident(by)
-                );
+            let by =
+                |place: usize| model_at(place).from.as_ref().map_or_else(String::new, |from| quote_ident(&from.by));
+            let model = model_at(0);
+            let (table, id) = (quote_table(&model.table), quote_ident(&model.id));
+            let condition = match depth {
+                1 => format!("t0.{} = $1", by(0)),
+                _ => format!("t0.{} = ANY (my.level_{})", by(0), lineage.chain[1]),
+            };
+            let _ = write!(locks, "\n  PERFORM 1 FROM {table} AS t0 WHERE {condition} FOR SHARE;");
+            if self.catalog.children(child).next().is_some() {
+                let _ = write!(variables, "\n  level_{child} {}[];", self.table(model).columns[&model.id].sql_type);
+                let _ =
+                    write!(locks, "\n  level_{child} := ARRAY(SELECT t0.{id} FROM {table} AS t0 WHERE {condition});");
             }
-            let top = model_at(depth - 1).from.as_ref().map_or("", |from| from.by.as_str());
-            let condition = format!("t{}.{} = $1", depth - 1, quote_ident(top));
-            let _ = write!(locks, "\n  PERFORM 1 FROM {from} WHERE {condition} FOR SHARE OF t0;");
-            let org = if lineage.org < depth {
-                self.own_org(model_at(lineage.org), &format!("t{}", lineage.org)).unwrap_or_default()
-            } else {
-                "$2".into()
-            };
-            let groups = if lineage.groups < depth {
-                self.own_groups(model_at(lineage.groups), &format!("t{}", lineage.groups)).unwrap_or_default()
-            } else {
-                "coalesce($3, '{}')".into()
-            };
-            let passes = match self.found.filters.get(&child) {
-                Some(Ok(filter)) => format!(" AND (SELECT {} FROM (SELECT t0.*) AS it)", filter.text),
-                _ => String::new(),
-            };
+            let mut from = format!("{table} AS t0");
+            for place in 1..=lineage.org.max(lineage.groups).min(depth - 1) {
+                let here = model_at(place);
+                let (table, id) = (quote_table(&here.table), quote_ident(&here.id));
+                let _ = write!(from, " JOIN {table} AS t{place} ON t{place}.{id} = t{}.{}", place - 1, by(place - 1));
+            }
+            let own_org = |place: usize| self.own_org(model_at(place), &format!("t{place}")).unwrap_or_default();
+            let own_groups = |place: usize| self.own_groups(model_at(place), &format!("t{place}")).unwrap_or_default();
+            let org = if lineage.org < depth { own_org(lineage.org) } else { "$2".into() };
+            let groups = if lineage.groups < depth { own_groups(lineage.groups) } else { "coalesce($3, '{}')".into() };
+            let passes = self.passes(child, "t0");
             let _ = write!(
                 inserts,
                 "
@@ -177,15 +174,16 @@ END
     FROM {from} WHERE {condition} AND {org} IS NOT NULL{passes};",
                 log = self.log,
                 columns = self.log_columns,
-                name = quote_literal(&model_at(0).name),
-                id = quote_ident(&model_at(0).id),
+                name = quote_literal(&model.name),
             );
         }
         let body = format!(
             "
 #variable_conflict use_column
+<<my>>
+DECLARE{variables}
 BEGIN
-  -- Locked first and read by later statements, so that what is read is the newest of what was locked.{locks}{inserts}
+  -- All is locked first and read by later statements, so that what is read is the newest of what was locked.{locks}{inserts}
 END
 "
         );
