@@ -55,7 +55,8 @@ pub trait Source: Send + Sync + 'static {
     /// What keeps the database from answering.
     async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError>;
 
-    /// For each org, how many actions its log holds after a sync id, counted up to `cap`.
+    /// For each org, how many actions its log holds after a sync id, counted up to `cap`; `cap` where the log does not
+    /// reach back to that id.
     ///
     /// # Errors
     /// What keeps the database from answering.

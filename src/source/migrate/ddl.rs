@@ -62,7 +62,8 @@ pub fn drop_org_index(log: &LogTable) -> String {
     format!("DROP INDEX CONCURRENTLY {}.{};\n", quote_ident(&log.table.schema), quote_ident(&names::org_index(log)))
 }
 
-/// One row: the highest sync id that was trimmed away. Changed in the transaction that trims.
+/// One row: the highest sync id up to which actions may be missing, because they were trimmed away or were never
+/// logged. Changed in the transaction that trims, or that makes a trigger.
 pub fn floor(log: &LogTable) -> String {
     let table = quote_table(&log.floor);
     format!(
@@ -72,6 +73,19 @@ pub fn floor(log: &LogTable) -> String {
 );
 INSERT INTO {table} (floor) VALUES (0);
 "
+    )
+}
+
+/// Raises the floor above all that was logged: what changed before this transaction may be missing from the log. Run it
+/// once the tables are locked. The lock on the log makes watermarks wait for this transaction, as for any writer.
+pub fn raise_floor(log: &LogTable) -> String {
+    let (table, floor) = (quote_table(&log.table), quote_table(&log.floor));
+    format!(
+        "LOCK TABLE {table} IN ROW EXCLUSIVE MODE;
+UPDATE {floor} SET floor = nextval(pg_get_serial_sequence({}, {}));
+",
+        quote_literal(&table),
+        quote_literal(&log.id)
     )
 }
 

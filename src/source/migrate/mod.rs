@@ -68,7 +68,7 @@ use std::time::Duration;
 pub use apply::{MigrateError, apply};
 pub use found::Found;
 
-use crate::model::catalog::{Catalog, TableName};
+use crate::model::catalog::{Catalog, LogTable, TableName};
 use names::{qualified, quote_ident, quote_table};
 
 /// One thing to do, in one transaction if it can be.
@@ -134,7 +134,7 @@ pub fn plan(catalog: &Catalog, found: &Found) -> Result<Plan, Vec<String>> {
     }
     let schema = &catalog.log().table.schema;
     plan.steps.extend(function_step(schema, found, &wanted.functions));
-    plan.steps.extend(trigger_steps(schema, found, &wanted.triggers));
+    plan.steps.extend(trigger_steps(catalog.log(), found, &wanted.triggers));
     plan.steps.extend(obsolete_functions(schema, found, &wanted.functions));
     Ok(plan)
 }
@@ -204,8 +204,10 @@ fn function_step(schema: &str, found: &Found, wanted: &[functions::Function]) ->
     })
 }
 
-/// One step a table: what is new or changed is made, what the catalog no longer wants is dropped.
-fn trigger_steps(schema: &str, found: &Found, wanted: &[triggers::Trigger]) -> Vec<Step> {
+/// One step a table: what is new or changed is made, what the catalog no longer wants is dropped. A trigger that was
+/// missing has left changes unlogged, so the floor rises with it: no snapshot or cursor from before is used again.
+fn trigger_steps(log: &LogTable, found: &Found, wanted: &[triggers::Trigger]) -> Vec<Step> {
+    let schema = &log.table.schema;
     #[derive(Default)]
     struct Change {
         made: Vec<String>,
@@ -237,13 +239,14 @@ fn trigger_steps(schema: &str, found: &Found, wanted: &[triggers::Trigger]) -> V
         let part = |verb: &str, names: &[String]| {
             if names.is_empty() { String::new() } else { format!("; {verb} {}", names.join(", ")) }
         };
-        format!("Triggers on `{table}`{}{}", part("make", &change.made), part("drop", &change.dropped))
+        let raised = if change.made.is_empty() { "" } else { "; raise the log's floor above what they missed" };
+        format!("Triggers on `{table}`{}{}{raised}", part("make", &change.made), part("drop", &change.dropped))
     };
     changes
         .into_iter()
         .map(|(table, change)| Step {
             description: describe(table, &change),
-            sql: change.sql,
+            sql: if change.made.is_empty() { change.sql } else { change.sql + &ddl::raise_floor(log) },
             transactional: true,
             table: Some(table.clone()),
         })
