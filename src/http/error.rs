@@ -323,7 +323,7 @@ fn source_code(error: &SourceError) -> Code {
         SourceError::Schema(_) => Code::CatalogMismatch,
         // The org is the token's.
         SourceError::Org(_) => Code::Unauthenticated,
-        SourceError::Failed { .. } => Code::Internal,
+        SourceError::Failed { .. } | SourceError::TooLarge(_) => Code::Internal,
     }
 }
 

@@ -7,11 +7,13 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use serde_json::Value;
 use tokio::sync::Notify;
 
 use crate::model::{Epoch, GroupSet, Org, Schema, SyncGroup, SyncId, User, Watermark};
-use crate::source::{GroupSets, RowBatch, RowRef, Scan, Source, SourceError};
+use crate::source::{By, Found, FoundRow, GroupSets, Lookup, RowBatch, RowRef, Scan, Source, SourceError};
 
 /// How many rows a batch holds; small, so that tests see several.
 const BATCH_ROWS: usize = 16;
@@ -39,6 +41,24 @@ struct State {
     failing: bool,
     /// How many batches of all scans may still pass; `None`: any number.
     allowance: Option<usize>,
+    /// Every look-up that began.
+    lookups: Vec<Lookup>,
+    /// What happens to look-ups.
+    fate: Fate,
+}
+
+/// What a look-up meets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fate {
+    /// It is answered.
+    #[default]
+    Answered,
+    /// It is answered once the fate is another, as things are then.
+    Held,
+    /// It fails.
+    Refused,
+    /// It panics.
+    Panics,
 }
 
 impl MemorySource {
@@ -54,6 +74,8 @@ impl MemorySource {
             scans: 0,
             failing: false,
             allowance: None,
+            lookups: Vec::new(),
+            fate: Fate::Answered,
         };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
     }
@@ -100,6 +122,17 @@ impl MemorySource {
     /// How many scans were opened.
     pub fn scans(&self) -> u64 {
         self.lock().scans
+    }
+
+    /// Every look-up that began, in order.
+    pub fn lookups(&self) -> Vec<Lookup> {
+        self.lock().lookups.clone()
+    }
+
+    /// Decides what look-ups meet from now on, and those that are held.
+    pub fn set_fate(&self, fate: Fate) {
+        self.lock().fate = fate;
+        self.shared.changed.notify_waiters();
     }
 
     /// Another history begins, as after a failover.
@@ -154,6 +187,27 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Waits until a look-up may be answered.
+    async fn fate(&self) -> Result<(), SourceError> {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let (fate, failing) = {
+                let state = self.lock();
+                (state.fate, state.failing)
+            };
+            match fate {
+                _ if failing => return Err(switched_off()),
+                Fate::Answered => return Ok(()),
+                Fate::Refused => return Err(SourceError::failed("looking up", "refused by the test")),
+                Fate::Panics => panic!("by the test"),
+                Fate::Held => changed.await,
+            }
+        }
+    }
+}
+
 fn switched_off() -> SourceError {
     SourceError::unavailable("switched off by the test")
 }
@@ -168,7 +222,50 @@ fn batch(model: usize, rows: &[(GroupSet, Vec<u8>)], sets: &GroupSets) -> RowBat
     batch
 }
 
+/// The texts of a key in a line: a string, a number, or those of an array.
+fn key_texts(line: &[u8], name: &str) -> Vec<String> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    let line: Value = serde_json::from_slice(line).unwrap_or_default();
+    match &line[name] {
+        Value::Array(elements) => elements.iter().filter_map(text).collect(),
+        one => text(one).into_iter().collect(),
+    }
+}
+
 impl State {
+    fn find(&self, lookup: &Lookup) -> Result<Found, SourceError> {
+        let mut found =
+            Found { schema: self.schema.clone(), rows: Vec::new(), matches: vec![Vec::new(); lookup.values.len()] };
+        let mut bytes = 0;
+        for ((org, model, id), (groups, line)) in &self.rows {
+            if (org, *model) != (&lookup.org, lookup.model) {
+                continue;
+            }
+            let keys = match lookup.by {
+                By::Id => vec![id.clone()],
+                By::Key(index) => key_texts(line, &self.schema.catalog.models()[*model].keys[index]),
+            };
+            let matched: Vec<usize> = (0..lookup.values.len())
+                .filter(|value| keys.iter().any(|key| **key == *lookup.values[*value]))
+                .collect();
+            if matched.is_empty() {
+                continue;
+            }
+            bytes += line.len();
+            if bytes > lookup.max_bytes {
+                return Err(SourceError::TooLarge(lookup.max_bytes));
+            }
+            matched.into_iter().for_each(|value| found.matches[value].push(found.rows.len()));
+            let line = Bytes::copy_from_slice(line);
+            found.rows.push(FoundRow { id: id.as_str().into(), line, groups: groups.clone() });
+        }
+        Ok(found)
+    }
+
     fn draw(&mut self, org: &Org) -> SyncId {
         self.last.0 += 1;
         self.log.push((self.last, org.clone()));
@@ -215,6 +312,12 @@ impl Source for MemorySource {
             })
             .boxed();
         Ok(Scan { watermark, schema, sets, estimated_rows, batches })
+    }
+
+    async fn lookup(&self, lookup: &Lookup) -> Result<Found, SourceError> {
+        self.lock().lookups.push(lookup.clone());
+        self.shared.fate().await?;
+        self.answering()?.find(lookup)
     }
 
     async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError> {

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 use crate::model::{Epoch, GroupSet, Org, Schema, SyncGroup, SyncId, User, Watermark};
@@ -48,6 +49,19 @@ pub trait Source: Send + Sync + 'static {
     /// Those of [`Self::watermark`] and [`Self::schema`], and [`SourceError::Busy`] when the tables could not be
     /// locked in time.
     async fn scan(&self, org: &Org) -> Result<Scan, SourceError>;
+
+    /// Reads the rows of one model and org whose id, or whose key, is one of the given values, as they are now:
+    /// everything that committed before the call is in the answer. Rows that the model's filter leaves out are not
+    /// there. A value that the column can't hold finds nothing; it never fails the statement. Explicit models can be
+    /// asked for.
+    ///
+    /// # Errors
+    /// [`SourceError::TooLarge`] when the lines take more than `max_bytes`; those of [`Self::schema`]; what keeps the
+    /// database from answering.
+    ///
+    /// # Panics
+    /// When `model` or the key's index is not one of the catalog's.
+    async fn lookup(&self, lookup: &Lookup) -> Result<Found, SourceError>;
 
     /// The groups that the membership tables give a user; without the org's and the user's own. Read on the primary.
     ///
@@ -150,6 +164,53 @@ impl GroupSets {
     }
 }
 
+/// What to look up: rows of one model of one org by one column.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    /// The org.
+    pub org: Org,
+    /// The model, by index.
+    pub model: usize,
+    /// The column.
+    pub by: By,
+    /// Its values, as their canonical texts, each once.
+    pub values: Vec<Arc<str>>,
+    /// How long all lines together may be.
+    pub max_bytes: usize,
+}
+
+/// A column that rows are looked up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum By {
+    /// The model id.
+    Id,
+    /// One of the model's `keys` in the catalog, by index. A column of arrays is asked by one of its elements.
+    Key(usize),
+}
+
+/// What was found.
+#[derive(Debug)]
+pub struct Found {
+    /// How the rows look.
+    pub schema: Arc<Schema>,
+    /// The rows, each once, in no order.
+    pub rows: Vec<FoundRow>,
+    /// For each of the values asked for, in their order, the rows it found, by index. A row of an array column may stand
+    /// at several.
+    pub matches: Vec<Vec<usize>>,
+}
+
+/// A row as it was when it was read. Cheap to clone; a clone keeps the memory of all rows found with it.
+#[derive(Clone, Debug)]
+pub struct FoundRow {
+    /// The model id, as its canonical text.
+    pub id: Arc<str>,
+    /// Its line, with the break.
+    pub line: Bytes,
+    /// The groups it carries; empty: nobody sees it.
+    pub groups: GroupSet,
+}
+
 /// Why the source did not answer. Cheap to clone: everyone who waited gets it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
@@ -168,6 +229,9 @@ pub enum SourceError {
     /// The tables don't fit the catalog: the place, the fault and the mend.
     #[error("{0}")]
     Schema(String),
+    /// There is more than was asked for at most, in bytes.
+    #[error("the rows take more than {0} bytes")]
+    TooLarge(usize),
     /// The org's id can't be one: it is not of the type of the org column.
     #[error("`{0}` can't be the id of an org")]
     Org(String),
