@@ -109,8 +109,8 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
     let rooms = Rooms::open(config).await?;
     let (source, store, dumps, tasks) = (&rooms.source, &rooms.store, &rooms.dumps, &rooms.tasks);
     let cache = PackCache::new(store.clone(), &config.store.cache, tasks.clone());
-    let (limits, bootstrap) = (config.freshness, config.bootstrap.clone());
-    let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), limits, bootstrap);
+    let (limits, bootstrap, delta) = (config.freshness, config.bootstrap.clone(), config.delta.clone());
+    let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), limits, bootstrap, delta);
     let metrics = Metrics::new();
     let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http)?;
     let admin_routes = admin::router(service, metrics);

@@ -83,6 +83,8 @@ pub enum Code {
     SchemaMismatch,
     /// `noCache` is turned off.
     NoCacheRefused,
+    /// The client has to bootstrap: its cursor is of another epoch, too old, or catching up is dearer.
+    ResyncRequired,
     /// No offered content coding is accepted.
     NotAcceptable,
     /// The range lies behind the end.
@@ -113,7 +115,7 @@ pub enum Code {
 
 impl Code {
     /// All of them, for the API's description.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Unauthenticated,
         Self::InvalidQuery,
         Self::UnknownModel,
@@ -121,6 +123,7 @@ impl Code {
         Self::GroupNotHeld,
         Self::SchemaMismatch,
         Self::NoCacheRefused,
+        Self::ResyncRequired,
         Self::NotAcceptable,
         Self::RangeNotSatisfiable,
         Self::NotFound,
@@ -144,6 +147,7 @@ impl Code {
             Self::UnknownModel | Self::ExplicitModel => StatusCode::UNPROCESSABLE_ENTITY,
             Self::GroupNotHeld | Self::NoCacheRefused => StatusCode::FORBIDDEN,
             Self::SchemaMismatch => StatusCode::CONFLICT,
+            Self::ResyncRequired => StatusCode::GONE,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -254,6 +258,7 @@ impl HttpError {
                 | ServeError::GroupNotHeld(_)
                 | ServeError::SchemaMismatch { .. }
                 | ServeError::NoCacheRefused
+                | ServeError::Resync(_)
                 | ServeError::Ahead { .. }),
             ) => error.to_string(),
             Self::Uri(_) | Self::Headers(_) => self.to_string(),
@@ -271,7 +276,7 @@ impl HttpError {
             Self::Serve(ServeError::GroupNotHeld(_)) => Some("syncGroups"),
             Self::Serve(ServeError::SchemaMismatch { .. }) => Some("schemaHash"),
             Self::Serve(ServeError::NoCacheRefused) => Some("noCache"),
-            Self::Serve(ServeError::Ahead { .. }) => Some("firstSyncId"),
+            Self::Serve(ServeError::Resync(_)) => Some("lastSyncId"),
             Self::NotAcceptable => Some("accept-encoding"),
             Self::Range(_) => Some("range"),
             Self::Uri(_) => Some("query"),
@@ -308,6 +313,7 @@ fn serve_code(error: &ServeError) -> Code {
         ServeError::GroupNotHeld(_) => Code::GroupNotHeld,
         ServeError::SchemaMismatch { .. } => Code::SchemaMismatch,
         ServeError::NoCacheRefused => Code::NoCacheRefused,
+        ServeError::Resync(_) => Code::ResyncRequired,
         ServeError::Ahead { .. } => Code::WatermarkHeld,
         ServeError::ForeignClaim { .. } => Code::Unauthenticated,
         ServeError::Source(error) => source_code(error),
@@ -323,7 +329,8 @@ fn source_code(error: &SourceError) -> Code {
         SourceError::Schema(_) => Code::CatalogMismatch,
         // The org is the token's.
         SourceError::Org(_) => Code::Unauthenticated,
-        SourceError::Failed { .. } | SourceError::TooLarge(_) => Code::Internal,
+        // Whoever asked for actions has made of it what it means; nobody else asks.
+        SourceError::Trimmed { .. } | SourceError::Failed { .. } | SourceError::TooLarge(_) => Code::Internal,
     }
 }
 

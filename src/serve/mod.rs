@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod bootstrap;
+pub mod delta;
 pub mod freshness;
 pub mod stored;
 
@@ -23,10 +24,12 @@ use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
 use crate::model::{Epoch, Schema, SnapshotId, SyncGroup, SyncId};
 use crate::serve::bootstrap::BootstrapSettings;
+use crate::serve::delta::{CatchUp, DeltaSettings, Resync};
 use crate::serve::freshness::Freshness;
 use crate::source::{Source, SourceError};
 use crate::store::{PackCache, SnapshotStore, StoreError};
-use crate::wire::{Metadata, trailer::Method};
+use crate::wire::trailer::Method;
+use crate::wire::{Metadata, action};
 
 /// The service. Clones share everything.
 #[derive(Clone)]
@@ -42,6 +45,7 @@ struct Shared {
     freshness: Freshness,
     limits: Limits,
     settings: BootstrapSettings,
+    delta: DeltaSettings,
 }
 
 /// How one part the service leans on is doing.
@@ -79,9 +83,10 @@ impl Service {
         dumps: Dumps,
         limits: Limits,
         settings: BootstrapSettings,
+        delta: DeltaSettings,
     ) -> Self {
         let freshness = Freshness::new(source.clone(), store.clone(), limits);
-        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings }) }
+        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings, delta }) }
     }
 
     /// The schema in force.
@@ -138,6 +143,8 @@ pub struct Answer {
     pub facts: Facts,
     /// The rows, compressed.
     pub content: Content,
+    /// The sync actions that follow the rows; `None` where they were not asked for.
+    pub actions: Option<CatchUp>,
 }
 
 /// What is known of an answer before its first byte.
@@ -145,14 +152,12 @@ pub struct Answer {
 pub struct Facts {
     /// Where the rows come from.
     pub method: Method,
-    /// The snapshot, published or not yet.
-    pub snapshot: SnapshotId,
+    /// The snapshot the rows are of, published or not yet; a delta has none.
+    pub snapshot: Option<SnapshotRef>,
     /// The history the sync ids belong to.
     pub epoch: Epoch,
     /// The answer holds everything up to here.
     pub last_sync_id: SyncId,
-    /// The watermark of the snapshot.
-    pub snapshot_sync_id: SyncId,
     /// How the rows look.
     pub schema: Arc<Schema>,
     /// The groups the answer is filtered by.
@@ -161,18 +166,29 @@ pub struct Facts {
     pub wanted: Vec<bool>,
 }
 
+/// A snapshot and what it is true at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotRef {
+    /// Which one.
+    pub id: SnapshotId,
+    /// Its watermark.
+    pub sync_id: SyncId,
+}
+
 impl Facts {
-    /// The last line of the answer, given how many rows of each model (by index) it held.
-    pub fn trailer(&self, rows: &[u64]) -> Vec<u8> {
-        let counts: BTreeMap<&str, u64> = (self.schema.names().zip(&self.wanted).zip(rows))
+    /// The last line of the answer, given how many rows of each model (by index) it held, and how many sync actions if
+    /// they were asked for.
+    pub fn trailer(&self, rows: &[u64], actions: Option<u64>) -> Vec<u8> {
+        let mut counts: BTreeMap<&str, u64> = (self.schema.names().zip(&self.wanted).zip(rows))
             .filter(|((_, wanted), _)| **wanted)
             .map(|((name, _), rows)| (name, *rows))
             .collect();
+        counts.extend(actions.map(|actions| (action::CLASS, actions)));
         Metadata {
             method: self.method,
             epoch: &self.epoch,
             last_sync_id: self.last_sync_id,
-            snapshot_sync_id: self.snapshot_sync_id,
+            snapshot_sync_id: self.snapshot.map(|snapshot| snapshot.sync_id),
             schema_hash: &self.schema.hash,
             subscribed_sync_groups: &self.groups,
             returned_models_count: counts,
@@ -187,6 +203,8 @@ pub enum Content {
     Stored(Arc<dyn Stored>),
     /// A dump in progress.
     Live(BoxStream<'static, Result<Part, ServeError>>),
+    /// None: a delta.
+    Nothing,
 }
 
 /// The selected part of a published snapshot.
@@ -238,6 +256,9 @@ pub enum ServeError {
         /// Where it is.
         watermark: SyncId,
     },
+    /// Only a bootstrap helps.
+    #[error(transparent)]
+    Resync(#[from] Resync),
     /// The token's org or user can't be an id of this database.
     #[error("the token's `{claim}` can't be an id of this database")]
     ForeignClaim {

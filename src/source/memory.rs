@@ -12,8 +12,10 @@ use futures_util::{StreamExt, stream};
 use serde_json::Value;
 use tokio::sync::Notify;
 
-use crate::model::{Epoch, GroupSet, Org, Schema, SyncGroup, SyncId, User, Watermark};
-use crate::source::{By, Found, FoundRow, GroupSets, Lookup, RowBatch, RowRef, Scan, Source, SourceError};
+use crate::model::{Epoch, GroupSet, Letter, Org, Schema, SyncGroup, SyncId, User, Watermark};
+use crate::source::{
+    Action, ActionRange, By, Found, FoundRow, GroupSets, Lookup, Object, RowBatch, RowRef, Scan, Source, SourceError,
+};
 
 /// How many rows a batch holds; small, so that tests see several.
 const BATCH_ROWS: usize = 16;
@@ -35,7 +37,9 @@ struct State {
     last: SyncId,
     /// By org, model and model id: the groups and the line.
     rows: BTreeMap<(Org, usize, String), (GroupSet, Vec<u8>)>,
-    log: Vec<(SyncId, Org)>,
+    log: Vec<Entry>,
+    /// The highest sync id that was trimmed away.
+    floor: SyncId,
     memberships: HashMap<(Org, User), Vec<SyncGroup>>,
     scans: u64,
     failing: bool,
@@ -45,6 +49,13 @@ struct State {
     lookups: Vec<Lookup>,
     /// What happens to look-ups.
     fate: Fate,
+}
+
+/// One entry of the log.
+struct Entry {
+    org: Org,
+    action: Action,
+    groups: Vec<SyncGroup>,
 }
 
 /// What a look-up meets.
@@ -70,6 +81,7 @@ impl MemorySource {
             last: SyncId::ZERO,
             rows: BTreeMap::new(),
             log: Vec::new(),
+            floor: SyncId::ZERO,
             memberships: HashMap::new(),
             scans: 0,
             failing: false,
@@ -92,20 +104,33 @@ impl MemorySource {
     /// Puts or replaces a row. `line` is one JSON object with its line break. Gives the sync id of the change.
     pub fn put(&self, org: &Org, model: usize, id: &str, groups: GroupSet, line: impl Into<Vec<u8>>) -> SyncId {
         let mut state = self.lock();
-        state.rows.insert((org.clone(), model, id.to_owned()), (groups, line.into()));
-        state.draw(org)
+        let was = state.rows.insert((org.clone(), model, id.to_owned()), (groups.clone(), line.into()));
+        let letter = if was.is_some() { Letter::Update } else { Letter::Insert };
+        let both = was.iter().flat_map(|(was, _)| was.as_slice()).chain(groups.as_slice()).cloned().collect();
+        state.draw(org, letter, Some(Object { model, id: id.into() }), both)
     }
 
     /// Removes a row. Gives the sync id of the change.
     pub fn remove(&self, org: &Org, model: usize, id: &str) -> SyncId {
         let mut state = self.lock();
-        state.rows.remove(&(org.clone(), model, id.to_owned()));
-        state.draw(org)
+        let was = state.rows.remove(&(org.clone(), model, id.to_owned()));
+        let groups = was.map(|(was, _)| was.as_slice().to_vec()).unwrap_or_default();
+        state.draw(org, Letter::Delete, Some(Object { model, id: id.into() }), groups)
     }
 
     /// Sets what the membership tables give a user.
     pub fn set_memberships(&self, org: &Org, user: &User, groups: Vec<SyncGroup>) {
-        self.lock().memberships.insert((org.clone(), user.clone()), groups);
+        let mut state = self.lock();
+        state.memberships.insert((org.clone(), user.clone()), groups);
+        let told = vec![SyncGroup::of(SyncGroup::USER, user.as_str())];
+        state.draw(org, Letter::Groups, None, told);
+    }
+
+    /// Trims the log up to a sync id.
+    pub fn trim(&self, floor: SyncId) {
+        let mut state = self.lock();
+        state.floor = floor;
+        state.log.retain(|entry| entry.action.id > floor);
     }
 
     /// The lines of an org that meet a condition, sorted: what any answer is compared with.
@@ -266,9 +291,9 @@ impl State {
         Ok(found)
     }
 
-    fn draw(&mut self, org: &Org) -> SyncId {
+    fn draw(&mut self, org: &Org, letter: Letter, object: Option<Object>, groups: Vec<SyncGroup>) -> SyncId {
         self.last.0 += 1;
-        self.log.push((self.last, org.clone()));
+        self.log.push(Entry { org: org.clone(), action: Action { id: self.last, letter, object }, groups });
         self.last
     }
 }
@@ -320,6 +345,24 @@ impl Source for MemorySource {
         self.answering()?.find(lookup)
     }
 
+    async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError> {
+        let state = self.answering()?;
+        if range.after < state.floor {
+            return Err(SourceError::Trimmed { floor: state.floor });
+        }
+        let within = |id: SyncId| range.after < id && id <= range.to;
+        let mut last: BTreeMap<Option<&Object>, &Action> = BTreeMap::new();
+        for Entry { org, action, groups } in &state.log {
+            if *org == range.org && within(action.id) && groups.iter().any(|group| range.groups.contains(group)) {
+                last.insert(action.object.as_ref(), action);
+            }
+        }
+        let mut actions: Vec<Action> = last.into_values().cloned().collect();
+        actions.sort_unstable_by_key(|action| action.id);
+        actions.truncate(range.limit);
+        Ok(actions)
+    }
+
     async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError> {
         Ok(self.answering()?.memberships.get(&(org.clone(), user.clone())).cloned().unwrap_or_default())
     }
@@ -327,7 +370,10 @@ impl Source for MemorySource {
     async fn pending(&self, orgs: &[(Org, SyncId)], cap: u64) -> Result<Vec<u64>, SourceError> {
         let state = self.answering()?;
         let count = |(org, after): &(Org, SyncId)| {
-            let actions = state.log.iter().filter(|(id, of)| of == org && id > after).count() as u64;
+            if *after < state.floor {
+                return cap;
+            }
+            let actions = state.log.iter().filter(|entry| entry.org == *org && entry.action.id > *after).count() as u64;
             actions.min(cap)
         };
         Ok(orgs.iter().map(count).collect())

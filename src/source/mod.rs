@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-use crate::model::{Epoch, GroupSet, Org, Schema, SyncGroup, SyncId, User, Watermark};
+use crate::model::{Epoch, GroupSet, Letter, Org, Schema, SyncGroup, SyncId, User, Watermark};
 
 /// Reads the application's rows and its change log. Never writes business data.
 ///
@@ -62,6 +62,14 @@ pub trait Source: Send + Sync + 'static {
     /// # Panics
     /// When `model` or the key's index is not one of the catalog's.
     async fn lookup(&self, lookup: &Lookup) -> Result<Found, SourceError>;
+
+    /// Reads the part of an org's log that a caller with some groups must hear of: the last action of each object, oldest
+    /// first.
+    ///
+    /// # Errors
+    /// [`SourceError::Trimmed`] when the log no longer reaches back to the beginning of the range; what keeps the
+    /// database from answering.
+    async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError>;
 
     /// The groups that the membership tables give a user; without the org's and the user's own. Read on the primary.
     ///
@@ -164,6 +172,41 @@ impl GroupSets {
     }
 }
 
+/// Which actions to read.
+#[derive(Clone, Debug)]
+pub struct ActionRange {
+    /// The org.
+    pub org: Org,
+    /// Actions after this one,
+    pub after: SyncId,
+    /// up to this one, which no open transaction may be below.
+    pub to: SyncId,
+    /// Only actions that concern one of these groups.
+    pub groups: Vec<SyncGroup>,
+    /// How many at most, from the oldest on.
+    pub limit: usize,
+}
+
+/// One entry of the log. Memory: about 100 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// Its sync id.
+    pub id: SyncId,
+    /// What it says happened.
+    pub letter: Letter,
+    /// The object; `None` for a change of memberships.
+    pub object: Option<Object>,
+}
+
+/// Names a row.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Object {
+    /// The model, by index.
+    pub model: usize,
+    /// The model id, as its canonical text.
+    pub id: Arc<str>,
+}
+
 /// What to look up: rows of one model of one org by one column.
 #[derive(Clone, Debug)]
 pub struct Lookup {
@@ -229,6 +272,12 @@ pub enum SourceError {
     /// The tables don't fit the catalog: the place, the fault and the mend.
     #[error("{0}")]
     Schema(String),
+    /// The log was trimmed, or was not whole, beyond what was asked for.
+    #[error("the log holds nothing up to {floor}")]
+    Trimmed {
+        /// The highest sync id up to which actions may be missing.
+        floor: SyncId,
+    },
     /// There is more than was asked for at most, in bytes.
     #[error("the rows take more than {0} bytes")]
     TooLarge(usize),

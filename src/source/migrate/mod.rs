@@ -1,4 +1,4 @@
-//! Makes and keeps the change log: its tables, its index and the triggers that fill it.
+//! Makes and keeps the change log: its tables, its indexes and the triggers that fill it.
 //!
 //! [`Found::read`] tells what there is, [`plan`] (pure) what is missing, [`Plan::script`] prints that as a script and
 //! [`apply`](fn@apply) does it. All of it is idempotent: what stands as it should is left alone, triggers of models that left the
@@ -145,8 +145,8 @@ fn log_steps(catalog: &Catalog, found: &Found) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
     match &found.log {
         None => {
-            let sql = ddl::log(log) + &ddl::org_index(log, "");
-            steps.push(step(format!("Make the log `{}` with its index", log.table), sql, true));
+            let indexes: String = ddl::indexes(log).iter().map(|index| index.make(log, "")).collect();
+            steps.push(step(format!("Make the log `{}` with its indexes", log.table), ddl::log(log) + &indexes, true));
         }
         Some(comment) => match ddl::version(comment) {
             Some(version) if version > ddl::VERSION => {
@@ -166,13 +166,16 @@ fn log_steps(catalog: &Catalog, found: &Found) -> Result<Vec<Step>, String> {
             }
         },
     }
-    if found.log.is_some() && found.org_index != Some(true) {
-        if found.org_index.is_some() {
-            let description = "Drop the index by org that a broken build left invalid".to_owned();
-            steps.push(step(description, ddl::drop_org_index(log), false));
+    for index in ddl::indexes(log).iter().filter(|_| found.log.is_some()) {
+        let valid = found.indexes.get(&index.name);
+        if valid == Some(&false) {
+            let description = format!("Drop the index {} that a broken build left invalid", index.purpose);
+            steps.push(step(description, index.drop(log), false));
         }
-        let description = "Build the index by org, without blocking writers".to_owned();
-        steps.push(step(description, ddl::org_index(log, "CONCURRENTLY "), false));
+        if valid != Some(&true) {
+            let description = format!("Build the index {}, without blocking writers", index.purpose);
+            steps.push(step(description, index.make(log, "CONCURRENTLY "), false));
+        }
     }
     if !found.floor {
         steps.push(step(format!("Make the log's floor `{}`", log.floor), ddl::floor(log), true));

@@ -85,8 +85,7 @@ impl Log {
     /// What PostgreSQL says.
     pub async fn floor(&self, client: &Client) -> Result<SyncId, SourceError> {
         let sql = format!("SELECT {}", self.floor_sql());
-        let row =
-            client.query_one(&sql, &[]).await.map_err(|error| classify("reading the log's floor", error))?;
+        let row = client.query_one(&sql, &[]).await.map_err(|error| classify("reading the log's floor", error))?;
         Ok(SyncId(row.get::<_, i64>(0).unsigned_abs()))
     }
 
@@ -232,6 +231,7 @@ async fn sequences(client: &Client, log: &LogTable) -> Result<Vec<String>, tokio
     Ok(rows.iter().map(|row| qualified(row.get(0), row.get(1))).collect())
 }
 
-fn signed(number: u64) -> i64 {
+/// A sync id or a count as PostgreSQL's `bigint`.
+pub fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

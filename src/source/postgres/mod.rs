@@ -3,6 +3,7 @@
 //! [`PostgresSource`] puts the parts together; each part is a function over one connection.
 
 pub mod access;
+pub mod actions;
 pub mod check;
 pub mod columns;
 pub mod copy;
@@ -38,7 +39,7 @@ use crate::source::postgres::lookup::LookupError;
 use crate::source::postgres::pool::Pool;
 use crate::source::postgres::scan::{ScanError, ScanSettings};
 use crate::source::postgres::watermark::{WatermarkSettings, Watermarks};
-use crate::source::{Found, Lookup, Scan, Source, SourceError};
+use crate::source::{Action, ActionRange, Found, Lookup, Scan, Source, SourceError};
 use crate::task::Tasks;
 
 /// Callers that may be queued for the next probe of the watermark.
@@ -195,6 +196,13 @@ impl Source for PostgresSource {
             Err(LookupError::Changed(error) | LookupError::Source(error)) => Err(error),
             Ok(found) => Ok(found),
         }
+    }
+
+    async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError> {
+        let client = self.primary.get().await?;
+        let actions = actions::read(&client, &self.log.get(&client).await?, &self.catalog, range).await?;
+        client.release();
+        Ok(actions)
     }
 
     async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError> {

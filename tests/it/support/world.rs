@@ -11,6 +11,7 @@ use headstart::model::{
     BootstrapQuery, Caller, Catalog, Grants, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId, User,
 };
 use headstart::serve::bootstrap::BootstrapSettings;
+use headstart::serve::delta::DeltaSettings;
 use headstart::serve::{Answer, Content, Part, ServeError, Service};
 use headstart::snapshot::frame;
 use headstart::source::memory::MemorySource;
@@ -67,7 +68,15 @@ impl World {
         let cache = PackCache::new(store.clone(), &Default::default(), tasks.clone());
         // Looks are not shared beyond those who ask at the same time, so that a test sees its own changes at once.
         let settings = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
-        let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), LIMITS, settings);
+        let service = Service::new(
+            source.clone(),
+            store.clone(),
+            cache,
+            dumps.clone(),
+            LIMITS,
+            settings,
+            DeltaSettings::default(),
+        );
         Self { source, store, dumps, service, tasks, schema }
     }
 
@@ -141,7 +150,7 @@ pub async fn receive(answer: Answer) -> Result<Received, ServeError> {
     let mut lines: Vec<String> = String::from_utf8(raw).unwrap().lines().map(str::to_owned).collect();
     lines.sort_unstable();
     assert_eq!(rows.iter().sum::<u64>(), lines.len() as u64, "the counts are true");
-    let trailer = serde_json::from_slice(&answer.facts.trailer(&rows)).unwrap();
+    let trailer = serde_json::from_slice(&answer.facts.trailer(&rows, None)).unwrap();
     Ok(Received { lines, trailer })
 }
 
