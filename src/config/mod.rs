@@ -27,6 +27,7 @@ use crate::dump::DumpSettings;
 use crate::dump::policy::Limits;
 use crate::http::HttpSettings;
 use crate::http::admin::AdminSettings;
+use crate::serve::batch::LoaderSettings;
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::source::postgres::pool::PoolSettings;
 use crate::source::postgres::scan::ScanSettings;
@@ -52,6 +53,8 @@ pub struct Config {
     pub freshness: Limits,
     /// What a bootstrap allows.
     pub bootstrap: BootstrapSettings,
+    /// How rows are loaded by key.
+    pub loader: LoaderSettings,
     /// How far open writers may hold the watermark back.
     pub watermark: WatermarkSettings,
     /// How clients are served.

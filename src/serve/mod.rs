@@ -5,6 +5,7 @@
 //! and status codes are the floor above.
 
 pub mod access;
+pub mod batch;
 pub mod bootstrap;
 pub mod freshness;
 pub mod stored;
@@ -22,6 +23,7 @@ pub use crate::dump::Part;
 use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
 use crate::model::{Epoch, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::serve::batch::{LoadError, Loader};
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::serve::freshness::Freshness;
 use crate::source::{Source, SourceError};
@@ -42,6 +44,7 @@ struct Shared {
     freshness: Freshness,
     limits: Limits,
     settings: BootstrapSettings,
+    loader: Loader,
 }
 
 /// How one part the service leans on is doing.
@@ -79,9 +82,10 @@ impl Service {
         dumps: Dumps,
         limits: Limits,
         settings: BootstrapSettings,
+        loader: Loader,
     ) -> Self {
         let freshness = Freshness::new(source.clone(), store.clone(), limits);
-        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings }) }
+        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings, loader }) }
     }
 
     /// The schema in force.
@@ -125,6 +129,10 @@ impl Service {
 
     fn limits(&self) -> &Limits {
         &self.shared.limits
+    }
+
+    fn loader(&self) -> &Loader {
+        &self.shared.loader
     }
 
     fn settings(&self) -> &BootstrapSettings {
@@ -250,6 +258,9 @@ pub enum ServeError {
     /// The store did not answer, or what it gave is damaged.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The rows could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The dump that was followed failed.
     #[error(transparent)]
     Dump(#[from] DumpError),

@@ -6,10 +6,12 @@ use futures_util::{StreamExt, TryStreamExt};
 use headstart::dump::policy::Limits;
 use headstart::dump::runner::Runner;
 use headstart::dump::{DumpSettings, Dumps};
+use headstart::metrics::Metrics;
 use headstart::model::schema::{Field, JsonKind};
 use headstart::model::{
     BootstrapQuery, Caller, Catalog, Grants, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId, User,
 };
+use headstart::serve::batch::{Loader, LoaderSettings};
 use headstart::serve::bootstrap::BootstrapSettings;
 use headstart::serve::{Answer, Content, Part, ServeError, Service};
 use headstart::snapshot::frame;
@@ -66,8 +68,9 @@ impl World {
         let dumps = Dumps::new(source.clone(), store.clone(), tasks.clone(), settings);
         let cache = PackCache::new(store.clone(), &Default::default(), tasks.clone());
         // Looks are not shared beyond those who ask at the same time, so that a test sees its own changes at once.
+        let loader = Loader::new(source.clone(), tasks.clone(), LoaderSettings::default(), Metrics::new());
         let settings = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
-        let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), LIMITS, settings);
+        let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), LIMITS, settings, loader);
         Self { source, store, dumps, service, tasks, schema }
     }
 
