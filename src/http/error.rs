@@ -16,6 +16,7 @@ use crate::chain::Chain;
 use crate::dump::DumpError;
 use crate::model::QueryError;
 use crate::serve::ServeError;
+use crate::serve::batch::LoadError;
 use crate::snapshot::FrameError;
 use crate::source::SourceError;
 use crate::store::StoreError;
@@ -85,6 +86,16 @@ pub enum Code {
     NoCacheRefused,
     /// The client has to bootstrap: its cursor is of another epoch, too old, or catching up is dearer.
     ResyncRequired,
+    /// The body is not what this call takes.
+    InvalidBody,
+    /// A batch asks by a field that is no key, or for a value that can't be one.
+    InvalidKey,
+    /// The body is too long, or asks for too much at once.
+    RequestTooLarge,
+    /// What is asked for is more than one answer may hold.
+    AnswerTooLarge,
+    /// The body is of another media type than this call takes.
+    UnsupportedMediaType,
     /// No offered content coding is accepted.
     NotAcceptable,
     /// The range lies behind the end.
@@ -115,7 +126,7 @@ pub enum Code {
 
 impl Code {
     /// All of them, for the API's description.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 26] = [
         Self::Unauthenticated,
         Self::InvalidQuery,
         Self::UnknownModel,
@@ -124,6 +135,11 @@ impl Code {
         Self::SchemaMismatch,
         Self::NoCacheRefused,
         Self::ResyncRequired,
+        Self::InvalidBody,
+        Self::InvalidKey,
+        Self::RequestTooLarge,
+        Self::AnswerTooLarge,
+        Self::UnsupportedMediaType,
         Self::NotAcceptable,
         Self::RangeNotSatisfiable,
         Self::NotFound,
@@ -144,7 +160,11 @@ impl Code {
         match self {
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::InvalidQuery => StatusCode::BAD_REQUEST,
-            Self::UnknownModel | Self::ExplicitModel => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::UnknownModel | Self::ExplicitModel | Self::InvalidBody | Self::InvalidKey => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            Self::RequestTooLarge | Self::AnswerTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::GroupNotHeld | Self::NoCacheRefused => StatusCode::FORBIDDEN,
             Self::SchemaMismatch => StatusCode::CONFLICT,
             Self::ResyncRequired => StatusCode::GONE,
@@ -319,6 +339,18 @@ fn serve_code(error: &ServeError) -> Code {
         ServeError::Source(error) => source_code(error),
         ServeError::Store(error) => store_code(error),
         ServeError::Dump(error) => dump_code(error),
+        ServeError::Load(error) => load_code(error),
+    }
+}
+
+fn load_code(error: &LoadError) -> Code {
+    match error {
+        LoadError::Source(error) => source_code(error),
+        LoadError::Ahead { .. } => Code::WatermarkHeld,
+        LoadError::Overloaded | LoadError::Unsettled => Code::Overloaded,
+        LoadError::TooLarge { .. } => Code::AnswerTooLarge,
+        LoadError::Deadline => Code::DatabaseUnavailable,
+        LoadError::Broken => Code::Internal,
     }
 }
 

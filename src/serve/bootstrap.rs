@@ -233,13 +233,12 @@ impl Service {
         let facts = asked.facts(Method::Snapshot, snapshot, manifest.epoch.clone());
         let (org, grants) = (asked.slot.org.clone(), &asked.grants);
         let stored = StoredSnapshot::new(self.cache().clone(), org, manifest, grants, &asked.wanted);
-        Answer { facts, content: Content::Stored(Arc::new(stored)), actions: self.no_actions(asked) }
+        Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Stored(Arc::new(stored)) }
     }
 
     /// What follows the rows when nothing happened after them; `None` when actions were not asked for.
-    fn no_actions(&self, asked: &Asked) -> Option<CatchUp> {
-        let catch_up = || self.catch_up(&asked.caller, &asked.grants, asked.schema.clone(), Vec::new());
-        asked.demand.catches_up.then(catch_up)
+    fn no_actions(&self, asked: &Asked, facts: &Facts) -> Option<CatchUp> {
+        asked.demand.catches_up.then(|| self.catch_up(&asked.caller, facts, &asked.grants, Vec::new()))
     }
 
     /// Brings an answer from its snapshot to the watermark.
@@ -271,7 +270,7 @@ impl Service {
         }
         actions.retain(|action| action.object.as_ref().is_none_or(|object| asked.wanted[object.model]));
         facts.last_sync_id = range.to;
-        answer.actions = Some(self.catch_up(&asked.caller, &asked.grants, asked.schema.clone(), actions));
+        answer.actions = Some(self.catch_up(&asked.caller, facts, &asked.grants, actions));
         Ok(())
     }
 
@@ -319,7 +318,7 @@ impl Service {
         let snapshot = SnapshotRef { id: live.id(), sync_id: opened.watermark.sync_id };
         let facts = asked.facts(Method::Postgres, snapshot, opened.watermark.epoch);
         let parts = live.follow(asked.grants.clone(), asked.wanted.clone()).map_err(ServeError::from).boxed();
-        let mut answer = Answer { facts, content: Content::Live(parts), actions: self.no_actions(asked) };
+        let mut answer = Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Live(parts) };
         // A dump that began after the request is as new as the request needs.
         if opened.at < asked.at {
             self.catch_answer_up(asked, &mut answer, TooMany::StopEarlier).await?;

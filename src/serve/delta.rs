@@ -7,19 +7,22 @@
 //!
 //! What is held: the list of actions, about 100 bytes each and at most [`DeltaSettings::max_actions`] (in a bootstrap:
 //! the hard limit of pending actions), and one piece of lines. Rows are read as the answer is sent, a piece at a time,
-//! each piece by one statement a model.
+//! through the loader: callers who catch up on the same objects share the reading.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_stream::try_stream;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::model::{Caller, DeltaQuery, Grants, Letter, Org, Schema, SyncGroup, SyncId};
+use crate::serve::batch::{Ask, Loader};
 use crate::serve::{Answer, Content, Facts, ServeError, Service};
-use crate::source::{Action, ActionRange, By, FoundRow, Lookup, Source, SourceError};
+use crate::source::{Action, ActionRange, By, FoundRow, Object, SourceError};
 use crate::store::Slot;
 use crate::wire::action;
 use crate::wire::trailer::Method;
@@ -27,8 +30,8 @@ use crate::wire::trailer::Method;
 /// How many actions make a piece of an answer.
 const PIECE_ACTIONS: usize = 256;
 
-/// The longest the rows of one piece may be together.
-const PIECE_MAX_BYTES: usize = 64 << 20;
+/// How long the rows of one piece may take to be read.
+const PIECE_WITHIN: Duration = Duration::from_secs(30);
 
 /// Up to so many actions nobody is sent away to bootstrap, however small the org.
 const ALWAYS: usize = 1000;
@@ -69,8 +72,10 @@ pub enum Resync {
 
 /// Sync actions that are still to be brought to a caller: part of an answer, read as it is sent.
 pub struct CatchUp {
-    source: Arc<dyn Source>,
+    loader: Loader,
     org: Org,
+    /// Rows are read at this sync id or later.
+    to: SyncId,
     schema: Arc<Schema>,
     grants: Grants,
     /// The whole list that a change of memberships tells.
@@ -107,7 +112,7 @@ impl CatchUp {
                 action::groups(&mut lines, *id, &self.groups);
                 continue;
             };
-            let row = rows.get(&(object.model, &*object.id)).filter(|row| self.grants.sees(&row.groups));
+            let row = rows.get(object).filter(|row| self.grants.sees(&row.groups));
             let letter = if row.is_some() { *letter } else { Letter::Delete };
             let row = row.map(|row| &*row.line);
             action::object(&mut lines, *id, letter, &models[object.model].name, &object.id, row);
@@ -116,33 +121,19 @@ impl CatchUp {
     }
 
     /// The rows as they are now of every object that is not known to be gone.
-    async fn rows<'a>(&self, actions: &'a [Action]) -> Result<HashMap<(usize, &'a str), FoundRow>, ServeError> {
-        let mut wanted: BTreeMap<usize, Vec<&'a Arc<str>>> = BTreeMap::new();
-        for action in actions.iter().filter(|action| action.letter != Letter::Delete) {
-            if let Some(object) = &action.object {
-                wanted.entry(object.model).or_default().push(&object.id);
-            }
+    async fn rows<'a>(&self, actions: &'a [Action]) -> Result<HashMap<&'a Object, FoundRow>, ServeError> {
+        let objects: Vec<&Object> = (actions.iter())
+            .filter(|action| action.letter != Letter::Delete)
+            .filter_map(|action| action.object.as_ref())
+            .collect();
+        let ask = |object: &&Object| Ask { model: object.model, by: By::Id, value: object.id.clone() };
+        let asks: Vec<Ask> = objects.iter().map(ask).collect();
+        let loaded = self.loader.load(&self.org, &asks, self.to, Instant::now() + PIECE_WITHIN).await?;
+        if let Some(changed) = loaded.iter().find(|loaded| loaded.schema.hash != self.schema.hash) {
+            return Err(ServeError::SchemaMismatch { server: changed.schema.hash.to_string() });
         }
-        let mut rows = HashMap::with_capacity(actions.len());
-        for (model, ids) in wanted {
-            let lookup = Lookup {
-                org: self.org.clone(),
-                model,
-                by: By::Id,
-                values: ids.iter().map(|id| Arc::clone(id)).collect(),
-                max_bytes: PIECE_MAX_BYTES,
-            };
-            let found = self.source.lookup(&lookup).await?;
-            if found.schema.hash != self.schema.hash {
-                return Err(ServeError::SchemaMismatch { server: found.schema.hash.to_string() });
-            }
-            for (id, places) in ids.into_iter().zip(&found.matches) {
-                if let Some(place) = places.first() {
-                    rows.insert((model, &**id), found.rows[*place].clone());
-                }
-            }
-        }
-        Ok(rows)
+        let rows = objects.into_iter().zip(&loaded);
+        Ok(rows.filter_map(|(object, loaded)| Some((object, loaded.rows.first()?.clone()))).collect())
     }
 }
 
@@ -167,7 +158,7 @@ impl Service {
             after: query.last_sync_id,
             to,
             groups: caller.grants.as_slice().to_vec(),
-            limit: self.shared.delta.max_actions.saturating_add(1),
+            limit: self.shared.settings.delta.max_actions.saturating_add(1),
         };
         let actions = match self.source().actions(&range).await {
             Ok(actions) => actions,
@@ -182,11 +173,11 @@ impl Service {
             snapshot: None,
             epoch: watermark.epoch,
             last_sync_id: to,
-            schema: schema.clone(),
-            groups: caller.grants.as_slice().to_vec(),
             wanted: vec![false; schema.models.len()],
+            schema,
+            groups: caller.grants.as_slice().to_vec(),
         };
-        let actions = self.catch_up(caller, &caller.grants, schema, actions);
+        let actions = self.catch_up(caller, &facts, &caller.grants, actions);
         Ok(Answer { facts, content: Content::Nothing, actions: Some(actions) })
     }
 
@@ -208,23 +199,18 @@ impl Service {
             .filter(|frame| caller.grants.sees(&manifest.sets[frame.set as usize]))
             .map(|frame| u64::from(frame.rows))
             .sum();
-        actions as u64 * self.shared.delta.action_cost > rows
+        actions as u64 * self.shared.settings.delta.action_cost > rows
     }
 
     /// The actions as this caller gets them.
-    pub(super) fn catch_up(
-        &self,
-        caller: &Caller,
-        grants: &Grants,
-        schema: Arc<Schema>,
-        actions: Vec<Action>,
-    ) -> CatchUp {
+    pub(super) fn catch_up(&self, caller: &Caller, facts: &Facts, grants: &Grants, actions: Vec<Action>) -> CatchUp {
         CatchUp {
-            source: self.shared.source.clone(),
+            loader: self.loader().clone(),
             org: caller.org.clone(),
-            schema,
+            to: facts.last_sync_id,
+            schema: facts.schema.clone(),
             grants: grants.clone(),
-            groups: caller.grants.as_slice().to_vec(),
+            groups: facts.groups.clone(),
             actions,
         }
     }

@@ -5,6 +5,7 @@
 //! and status codes are the floor above.
 
 pub mod access;
+pub mod batch;
 pub mod bootstrap;
 pub mod delta;
 pub mod freshness;
@@ -23,6 +24,7 @@ pub use crate::dump::Part;
 use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
 use crate::model::{Epoch, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::serve::batch::{LoadError, Loader};
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::serve::delta::{CatchUp, DeltaSettings, Resync};
 use crate::serve::freshness::Freshness;
@@ -43,9 +45,19 @@ struct Shared {
     cache: PackCache,
     dumps: Dumps,
     freshness: Freshness,
-    limits: Limits,
-    settings: BootstrapSettings,
-    delta: DeltaSettings,
+    loader: Loader,
+    settings: ServeSettings,
+}
+
+/// What the service is told about itself.
+#[derive(Clone, Debug)]
+pub struct ServeSettings {
+    /// When a snapshot is fresh enough.
+    pub limits: Limits,
+    /// What a bootstrap allows.
+    pub bootstrap: BootstrapSettings,
+    /// What a delta allows.
+    pub delta: DeltaSettings,
 }
 
 /// How one part the service leans on is doing.
@@ -81,12 +93,11 @@ impl Service {
         store: Arc<dyn SnapshotStore>,
         cache: PackCache,
         dumps: Dumps,
-        limits: Limits,
-        settings: BootstrapSettings,
-        delta: DeltaSettings,
+        loader: Loader,
+        settings: ServeSettings,
     ) -> Self {
-        let freshness = Freshness::new(source.clone(), store.clone(), limits);
-        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings, delta }) }
+        let freshness = Freshness::new(source.clone(), store.clone(), settings.limits);
+        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, loader, settings }) }
     }
 
     /// The schema in force.
@@ -129,11 +140,15 @@ impl Service {
     }
 
     fn limits(&self) -> &Limits {
-        &self.shared.limits
+        &self.shared.settings.limits
+    }
+
+    fn loader(&self) -> &Loader {
+        &self.shared.loader
     }
 
     fn settings(&self) -> &BootstrapSettings {
-        &self.shared.settings
+        &self.shared.settings.bootstrap
     }
 }
 
@@ -271,6 +286,9 @@ pub enum ServeError {
     /// The store did not answer, or what it gave is damaged.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The rows could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The dump that was followed failed.
     #[error(transparent)]
     Dump(#[from] DumpError),

@@ -6,13 +6,15 @@ use futures_util::{StreamExt, TryStreamExt};
 use headstart::dump::policy::Limits;
 use headstart::dump::runner::Runner;
 use headstart::dump::{DumpSettings, Dumps};
+use headstart::metrics::Metrics;
 use headstart::model::schema::{Field, JsonKind};
 use headstart::model::{
     BootstrapQuery, Caller, Catalog, Grants, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId, User,
 };
+use headstart::serve::batch::{Loader, LoaderSettings};
 use headstart::serve::bootstrap::BootstrapSettings;
 use headstart::serve::delta::DeltaSettings;
-use headstart::serve::{Answer, Content, Part, ServeError, Service};
+use headstart::serve::{Answer, Content, Part, ServeError, ServeSettings, Service};
 use headstart::snapshot::frame;
 use headstart::source::memory::MemorySource;
 use headstart::store::{MemoryStore, PackCache, Retention, Slot, SnapshotStore};
@@ -67,16 +69,10 @@ impl World {
         let dumps = Dumps::new(source.clone(), store.clone(), tasks.clone(), settings);
         let cache = PackCache::new(store.clone(), &Default::default(), tasks.clone());
         // Looks are not shared beyond those who ask at the same time, so that a test sees its own changes at once.
+        let loader = Loader::new(source.clone(), tasks.clone(), LoaderSettings::default(), Metrics::new());
         let settings = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
-        let service = Service::new(
-            source.clone(),
-            store.clone(),
-            cache,
-            dumps.clone(),
-            LIMITS,
-            settings,
-            DeltaSettings::default(),
-        );
+        let settings = ServeSettings { limits: LIMITS, bootstrap: settings, delta: DeltaSettings::default() };
+        let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings);
         Self { source, store, dumps, service, tasks, schema }
     }
 
@@ -140,6 +136,7 @@ pub async fn receive(answer: Answer) -> Result<Received, ServeError> {
             }
             stored.rows().to_vec()
         }
+        Content::Nothing => Vec::new(),
         Content::Live(mut parts) => loop {
             match parts.next().await.expect("a live answer does not just stop")? {
                 Part::Frames(bytes) => decode(&bytes, &mut raw),
