@@ -110,10 +110,10 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
     let rooms = Rooms::open(config).await?;
     let (source, store, dumps, tasks) = (&rooms.source, &rooms.store, &rooms.dumps, &rooms.tasks);
     let cache = PackCache::new(store.clone(), &config.store.cache, tasks.clone());
-    let (limits, bootstrap) = (config.freshness, config.bootstrap.clone());
+    let (limits, bootstrap, batch) = (config.freshness, config.bootstrap.clone(), config.batch.clone());
     let metrics = Metrics::new();
     let loader = Loader::new(source.clone(), tasks.clone(), config.loader.clone(), metrics.clone());
-    let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), limits, bootstrap, loader);
+    let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), limits, bootstrap, loader, batch);
     let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http)?;
     let admin_routes = admin::router(service, metrics);
 

@@ -28,6 +28,7 @@ use crate::dump::policy::Limits;
 use crate::http::HttpSettings;
 use crate::http::admin::AdminSettings;
 use crate::serve::batch::LoaderSettings;
+use crate::serve::batch::answer::BatchSettings;
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::source::postgres::pool::PoolSettings;
 use crate::source::postgres::scan::ScanSettings;
@@ -53,6 +54,8 @@ pub struct Config {
     pub freshness: Limits,
     /// What a bootstrap allows.
     pub bootstrap: BootstrapSettings,
+    /// What a batch may ask for.
+    pub batch: BatchSettings,
     /// How rows are loaded by key.
     pub loader: LoaderSettings,
     /// How far open writers may hold the watermark back.

@@ -3,6 +3,7 @@
 //! Floor 1: pure, no I/O, no async. Every other floor may use it.
 
 pub mod access;
+pub mod batch;
 pub mod catalog;
 pub mod ids;
 pub mod key;
@@ -11,6 +12,7 @@ pub mod query;
 pub mod schema;
 
 pub use access::{Caller, Grants, GroupSet};
+pub use batch::{BatchQuery, BatchRequest, Named};
 pub use catalog::{Catalog, Load, Model};
 pub use ids::{Epoch, Generation, Org, SchemaHash, SnapshotId, SyncGroup, SyncId, User, Watermark};
 pub use query::{BootstrapQuery, QueryError};

@@ -22,7 +22,8 @@ use crate::chain::Chain;
 pub use crate::dump::Part;
 use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
-use crate::model::{Epoch, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::model::{Epoch, QueryError, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::serve::batch::answer::BatchSettings;
 use crate::serve::batch::{LoadError, Loader};
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::serve::freshness::Freshness;
@@ -45,6 +46,7 @@ struct Shared {
     limits: Limits,
     settings: BootstrapSettings,
     loader: Loader,
+    batches: BatchSettings,
 }
 
 /// How one part the service leans on is doing.
@@ -83,9 +85,10 @@ impl Service {
         limits: Limits,
         settings: BootstrapSettings,
         loader: Loader,
+        batches: BatchSettings,
     ) -> Self {
         let freshness = Freshness::new(source.clone(), store.clone(), limits);
-        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings, loader }) }
+        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings, loader, batches }) }
     }
 
     /// The schema in force.
@@ -135,6 +138,11 @@ impl Service {
         &self.shared.loader
     }
 
+    /// What a batch may ask for.
+    pub fn batches(&self) -> &BatchSettings {
+        &self.shared.batches
+    }
+
     fn settings(&self) -> &BootstrapSettings {
         &self.shared.settings
     }
@@ -180,7 +188,7 @@ impl Facts {
             method: self.method,
             epoch: &self.epoch,
             last_sync_id: self.last_sync_id,
-            snapshot_sync_id: self.snapshot_sync_id,
+            snapshot_sync_id: Some(self.snapshot_sync_id),
             schema_hash: &self.schema.hash,
             subscribed_sync_groups: &self.groups,
             returned_models_count: counts,
@@ -258,6 +266,15 @@ pub enum ServeError {
     /// The store did not answer, or what it gave is damaged.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A request of a batch names a model that the catalog does not have.
+    #[error(transparent)]
+    NoSuchModel(QueryError),
+    /// A request of a batch asks by a field that is no key, or for a value that can't be one.
+    #[error(transparent)]
+    NoSuchKey(QueryError),
+    /// An answer would have more rows than it may.
+    #[error("the answer would have more than {0} rows: ask for less at once")]
+    TooManyRows(usize),
     /// The rows could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),

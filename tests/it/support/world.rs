@@ -70,7 +70,16 @@ impl World {
         // Looks are not shared beyond those who ask at the same time, so that a test sees its own changes at once.
         let loader = Loader::new(source.clone(), tasks.clone(), LoaderSettings::default(), Metrics::new());
         let settings = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
-        let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), LIMITS, settings, loader);
+        let service = Service::new(
+            source.clone(),
+            store.clone(),
+            cache,
+            dumps.clone(),
+            LIMITS,
+            settings,
+            loader,
+            Default::default(),
+        );
         Self { source, store, dumps, service, tasks, schema }
     }
 
