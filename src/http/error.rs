@@ -289,8 +289,8 @@ impl HttpError {
                 | ServeError::Ahead { .. }
                 | ServeError::NoSuchModel(_)
                 | ServeError::NoSuchKey(_)
-                | ServeError::TooManyRows(_)
-                | ServeError::Load(LoadError::TooLarge { .. } | LoadError::Ahead { .. })),
+                | ServeError::TooMuch(_)
+                | ServeError::Load(LoadError::Ahead { .. })),
             ) => error.to_string(),
             Self::Uri(_) | Self::Headers(_) | Self::Method(_) => self.to_string(),
             Self::Range(len) => format!("the answer has {len} bytes"),
@@ -305,8 +305,9 @@ impl HttpError {
             Self::Query(error)
             | Self::Body(error)
             | Self::TooLarge(error)
-            | Self::Serve(ServeError::NoSuchModel(error) | ServeError::NoSuchKey(error)) => Some(&error.field),
-            Self::Serve(ServeError::TooManyRows(_) | ServeError::Load(LoadError::TooLarge { .. })) => Some("requests"),
+            | Self::Serve(ServeError::NoSuchModel(error) | ServeError::NoSuchKey(error) | ServeError::TooMuch(error)) => {
+                Some(&error.field)
+            }
             Self::MediaType => Some("content-type"),
             Self::Serve(ServeError::UnknownModel(_) | ServeError::ExplicitModel(_)) => Some("onlyModels"),
             Self::Serve(ServeError::GroupNotHeld(_)) => Some("syncGroups"),
@@ -357,7 +358,7 @@ fn serve_code(error: &ServeError) -> Code {
         ServeError::Dump(error) => dump_code(error),
         ServeError::NoSuchModel(_) => Code::UnknownModel,
         ServeError::NoSuchKey(_) => Code::InvalidKey,
-        ServeError::TooManyRows(_) => Code::AnswerTooLarge,
+        ServeError::TooMuch(_) => Code::AnswerTooLarge,
         ServeError::Load(error) => load_code(error),
     }
 }

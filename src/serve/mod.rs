@@ -272,9 +272,9 @@ pub enum ServeError {
     /// A request of a batch asks by a field that is no key, or for a value that can't be one.
     #[error(transparent)]
     NoSuchKey(QueryError),
-    /// An answer would have more rows than it may.
-    #[error("the answer would have more than {0} rows: ask for less at once")]
-    TooManyRows(usize),
+    /// A batch, or one request of it, asks for more than one answer may hold.
+    #[error(transparent)]
+    TooMuch(QueryError),
     /// The rows could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -94,9 +94,23 @@ impl Service {
         let asks = query.requests.iter().enumerate().map(|(index, request)| ask(&schema, index, request));
         let asks = asks.collect::<Result<Vec<_>, _>>()?;
         let at_least = query.first_sync_id.unwrap_or_default();
-        let loaded = self.loader().load(&org, &asks, at_least, deadline).await?;
+        let loaded = self.loader().load(&org, &asks, at_least, deadline).await;
+        let loaded = loaded.map_err(|error| too_much(query, &asks, error))?;
         let caller = self.caller(claims).await?;
         BatchAnswer::new(caller, &asks, loaded, self.batches().max_rows)
+    }
+}
+
+/// A key whose rows are too many is named as the request that asked for it.
+fn too_much(query: &BatchQuery, asks: &[Ask], error: LoadError) -> ServeError {
+    match &error {
+        LoadError::TooLarge { ask, bytes } => {
+            let index = asks.iter().position(|asked| asked == ask).unwrap_or_default();
+            let field = place(index, query.requests[index].value().0);
+            let fault = format!("the rows take more than {bytes} bytes");
+            ServeError::TooMuch(QueryError::new(&field, fault))
+        }
+        _ => error.into(),
     }
 }
 
@@ -146,7 +160,8 @@ impl BatchAnswer {
                 }
             }
             if places.len() > max_rows {
-                return Err(ServeError::TooManyRows(max_rows));
+                let fault = format!("the answer would have more than {max_rows} rows: ask for less at once");
+                return Err(ServeError::TooMuch(QueryError::new("requests", fault)));
             }
         }
         drop(known);
