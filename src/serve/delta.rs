@@ -202,8 +202,7 @@ impl Service {
         actions as u64 * self.shared.settings.delta.action_cost > rows
     }
 
-    /// The actions as this caller gets them: rows are shown by all the groups that the caller holds, also where only some
-    /// were asked for, or a row that moved from one to another would be taken for gone.
+    /// The actions as this caller gets them: rows are shown by all groups that the caller holds.
     pub(super) fn catch_up(&self, caller: &Caller, facts: &Facts, actions: Vec<Action>) -> CatchUp {
         CatchUp {
             loader: self.loader().clone(),

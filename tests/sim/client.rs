@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::ops::AddAssign;
 
-use reqwest::header::ACCEPT_ENCODING;
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_TYPE};
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
@@ -189,7 +189,8 @@ impl Client {
             })
             .collect();
         let body = json!({"firstSyncId": self.cursor, "requests": requests});
-        let request = server.client.post(format!("{}/sync/batch", server.base)).bearer_auth(&self.token).json(&body);
+        let request = server.client.post(format!("{}/sync/batch", server.base)).bearer_auth(&self.token);
+        let request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
         let moves = self.moves;
         if let Some(answer) = self.ask(request).await {
             self.late.push((answer, moves));
@@ -231,7 +232,8 @@ impl Client {
             self.tally.left += 1;
         }
         self.groups = groups;
-        let kept: Rows = self.rows.iter().filter(|(_, row)| self.sees(row)).map(|(k, r)| (k.clone(), r.clone())).collect();
+        let kept: Rows =
+            self.rows.iter().filter(|(_, row)| self.sees(row)).map(|(k, r)| (k.clone(), r.clone())).collect();
         self.rows = kept;
         for group in joined {
             loop {
@@ -261,7 +263,9 @@ impl Client {
             self.rows.get(&(class.to_owned(), id.to_owned()))
         };
         let issue = match row["__class"].as_str() {
-            Some("Reaction") => above("Comment", &row["commentId"]).and_then(|comment| above("Issue", &comment["issueId"])),
+            Some("Reaction") => {
+                above("Comment", &row["commentId"]).and_then(|comment| above("Issue", &comment["issueId"]))
+            }
             Some("Comment") => above("Issue", &row["issueId"]),
             _ => Some(row),
         };

@@ -106,9 +106,9 @@ fn statement(dice: &mut Dice) -> String {
         13 => format!("UPDATE comment SET body = '{text}' WHERE id = '{comment}'"),
         14 => format!("UPDATE comment SET issue_id = '{issue}' WHERE id = '{comment}'"),
         15 => format!("DELETE FROM comment WHERE id = '{comment}'"),
-        16 | 17 => format!(
-            "INSERT INTO reaction VALUES ('{reaction}', '{text}', false, '{comment}') ON CONFLICT DO NOTHING"
-        ),
+        16 | 17 => {
+            format!("INSERT INTO reaction VALUES ('{reaction}', '{text}', false, '{comment}') ON CONFLICT DO NOTHING")
+        }
         18 => format!("UPDATE reaction SET hidden = NOT hidden WHERE id = '{reaction}'"),
         19 => format!("UPDATE reaction SET comment_id = '{comment}' WHERE id = '{reaction}'"),
         20 => format!(
