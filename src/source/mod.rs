@@ -29,11 +29,11 @@ pub trait Source: Send + Sync + 'static {
     /// [`SourceError::Schema`] when the tables don't fit the catalog, or what keeps the database from answering.
     async fn schema(&self) -> Result<Arc<Schema>, SourceError>;
 
-    /// The highest sync id below which no transaction is open. One probe serves all who ask while it waits to begin;
-    /// an answer is never from a probe that began before the call.
+    /// The highest sync id below which no transaction is open. One probe serves all who ask while it waits to begin. An
+    /// answer is from a probe that began after the call, unless a writer stays open: then it is the last one found.
     ///
     /// # Errors
-    /// [`SourceError::Held`] when a writer stayed open past the limit.
+    /// [`SourceError::Held`] when a writer stayed open past the limit and none was found before.
     async fn watermark(&self) -> Result<Watermark, SourceError>;
 
     /// Which history the database is in now. Never waits for writers.

@@ -129,13 +129,12 @@ impl PostgresSource {
 
 /// Starts the task that probes for watermarks; it ends with the service.
 fn start_prober(pool: &Pool, log: &Arc<KnownLog>, settings: &WatermarkSettings, tasks: &Tasks) -> Watermarks {
-    let (watermarks, prober) = Watermarks::new(ASKING);
+    let (watermarks, prober) = Watermarks::new(ASKING, settings.clone());
     let (pool, log, token) = (pool.clone(), log.clone(), tasks.token().clone());
-    let held = Duration::from_millis(settings.held_ms);
     tasks.spawn("watermark", async move {
-        let probes = prober.run(|| async {
+        let probes = prober.run(async |report| {
             let client = pool.get().await?;
-            let watermark = watermark::probe(&client, &log.get(&client).await?, held).await?;
+            let watermark = watermark::probe_patiently(&client, &log.get(&client).await?, &report).await?;
             client.release();
             Ok(watermark)
         });
