@@ -43,10 +43,19 @@ struct Shared {
     cache: PackCache,
     dumps: Dumps,
     freshness: Freshness,
-    limits: Limits,
-    settings: BootstrapSettings,
     loader: Loader,
-    batches: BatchSettings,
+    settings: ServeSettings,
+}
+
+/// How callers are served.
+#[derive(Clone, Debug)]
+pub struct ServeSettings {
+    /// Until when a snapshot is served.
+    pub freshness: Limits,
+    /// What a bootstrap allows.
+    pub bootstrap: BootstrapSettings,
+    /// What a batch may ask for.
+    pub batch: BatchSettings,
 }
 
 /// How one part the service leans on is doing.
@@ -82,13 +91,11 @@ impl Service {
         store: Arc<dyn SnapshotStore>,
         cache: PackCache,
         dumps: Dumps,
-        limits: Limits,
-        settings: BootstrapSettings,
         loader: Loader,
-        batches: BatchSettings,
+        settings: ServeSettings,
     ) -> Self {
-        let freshness = Freshness::new(source.clone(), store.clone(), limits);
-        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings, loader, batches }) }
+        let freshness = Freshness::new(source.clone(), store.clone(), settings.freshness);
+        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, loader, settings }) }
     }
 
     /// The schema in force.
@@ -131,7 +138,7 @@ impl Service {
     }
 
     fn limits(&self) -> &Limits {
-        &self.shared.limits
+        &self.shared.settings.freshness
     }
 
     fn loader(&self) -> &Loader {
@@ -140,11 +147,11 @@ impl Service {
 
     /// What a batch may ask for.
     pub fn batches(&self) -> &BatchSettings {
-        &self.shared.batches
+        &self.shared.settings.batch
     }
 
     fn settings(&self) -> &BootstrapSettings {
-        &self.shared.settings
+        &self.shared.settings.bootstrap
     }
 }
 

@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::chain::Chain;
 use crate::metrics::Metrics;
 use crate::model::{Epoch, Field, Org, Schema, SyncId, key};
-use crate::serve::batch::inflight::{Bounds, InFlight, Load, Run};
+use crate::serve::batch::inflight::{Bounds, InFlight, Load, Outcome, Run};
 use crate::serve::batch::marks::Marks;
 use crate::serve::batch::plan::Column;
 pub use crate::source::{By, FoundRow};
@@ -339,7 +339,7 @@ impl Shared {
         found: Found,
         epoch: &Epoch,
         sync_id: SyncId,
-    ) -> Vec<(Arc<Load>, Result<Arc<Loaded>, LoadError>)> {
+    ) -> Vec<(Arc<Load>, Outcome)> {
         let bytes = found.rows.iter().map(|row| row.line.len()).sum();
         self.metrics.looked_up(found.rows.len(), bytes);
         let held = HeldBytes::new(bytes, self.held.clone());
