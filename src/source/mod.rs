@@ -71,11 +71,12 @@ pub trait Source: Send + Sync + 'static {
     /// database from answering.
     async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError>;
 
-    /// The groups that the membership tables give a user; without the org's and the user's own. Read on the primary.
+    /// The groups that the membership tables give each of these users, in their order; without the org's and the user's
+    /// own. Read on the primary, after the call.
     ///
     /// # Errors
-    /// What keeps the database from answering.
-    async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError>;
+    /// What keeps the database from answering. A user that can't be one has no groups.
+    async fn memberships(&self, members: &[(Org, User)]) -> Result<Vec<Vec<SyncGroup>>, SourceError>;
 
     /// For each org, how many actions its log holds after a sync id, counted up to `cap`; `cap` where the log does not
     /// reach back to that id.

@@ -204,10 +204,10 @@ impl Source for PostgresSource {
         Ok(actions)
     }
 
-    async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError> {
+    async fn memberships(&self, members: &[(Org, User)]) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
         let layout = self.layout().await?;
         let client = self.primary.get().await?;
-        let groups = access::memberships(&client, &layout, org, user).await?;
+        let groups = access::memberships(&client, &layout, members).await?;
         client.release();
         Ok(groups)
     }
