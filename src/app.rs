@@ -23,6 +23,7 @@ use crate::chain::Chain;
 use crate::config::Config;
 use crate::dump::Dumps;
 use crate::dump::runner::Runner;
+use crate::dump::trim::Trimmer;
 use crate::http::{self, HttpSettingsError, admin, server};
 use crate::metrics::Metrics;
 use crate::model::Catalog;
@@ -135,8 +136,11 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
             tracing::warn!(error = %Chain(&error), "the store does not answer yet; clients are served without it");
         }
         if config.dump.background {
-            Runner::new(source.clone(), store.clone(), dumps.clone(), config.freshness, tasks.clone()).start();
+            let renew_after = config.trim.renew_after();
+            Runner::new(source.clone(), store.clone(), dumps.clone(), config.freshness, renew_after, tasks.clone())
+                .start();
         }
+        Trimmer::new(source.clone(), store.clone(), config.trim.clone()).start(tasks);
         tracing::info!(listen = ?listeners.client.local_addr(), "clients are served");
         server::serve(server::without_delay(listeners.client), client_routes, &config.http, tasks, stop.clone()).await;
         tracing::info!("the last answer has ended");

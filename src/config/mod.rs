@@ -25,6 +25,7 @@ use crate::auth::AuthSettings;
 pub use crate::config::layers::{InForce, Layers, Origin};
 use crate::dump::DumpSettings;
 use crate::dump::policy::Limits;
+use crate::dump::trim::TrimSettings;
 use crate::http::HttpSettings;
 use crate::http::admin::AdminSettings;
 use crate::serve::batch::LoaderSettings;
@@ -53,6 +54,8 @@ pub struct Config {
     pub dump: DumpSettings,
     /// When they are made anew.
     pub freshness: Limits,
+    /// How long the change log is kept.
+    pub trim: TrimSettings,
     /// What a bootstrap allows.
     pub bootstrap: BootstrapSettings,
     /// What a delta allows.

@@ -19,6 +19,7 @@ pub mod queue;
 pub mod runner;
 pub mod settings;
 pub mod spool;
+pub mod trim;
 
 pub use live::{LiveDump, Part, Settled};
 pub use queue::{Dumps, Joined, Wish};

@@ -80,6 +80,8 @@ pub enum Reason {
     Unreadable,
     /// The request wants a new one.
     NoCache,
+    /// It keeps the log from being trimmed.
+    HoldsLog,
 }
 
 impl fmt::Display for Reason {
@@ -92,6 +94,7 @@ impl fmt::Display for Reason {
             Self::BehindRequest => f.write_str("the snapshot lacks what the request must see"),
             Self::Unreadable => f.write_str("the snapshot can't be read"),
             Self::NoCache => f.write_str("the request wants a new dump"),
+            Self::HoldsLog => f.write_str("the snapshot keeps the log from being trimmed"),
         }
     }
 }

@@ -25,6 +25,8 @@ pub struct Runner {
     store: Arc<dyn SnapshotStore>,
     dumps: Dumps,
     limits: Limits,
+    /// The age from which a snapshot is made anew though nothing happened since.
+    renew_after: Option<Duration>,
     tasks: Tasks,
 }
 
@@ -54,9 +56,10 @@ impl Runner {
         store: Arc<dyn SnapshotStore>,
         dumps: Dumps,
         limits: Limits,
+        renew_after: Option<Duration>,
         tasks: Tasks,
     ) -> Self {
-        Self { source, store, dumps, limits, tasks }
+        Self { source, store, dumps, limits, renew_after, tasks }
     }
 
     /// Starts the job as a task that ends with the service.
@@ -136,6 +139,11 @@ impl Runner {
             })
             .collect();
         let pending = self.source.pending(&since, self.limits.count_cap()).await?;
+        // Where nothing happened anywhere there is nothing to trim either.
+        let newest = since.iter().map(|(_, sync_id)| *sync_id).max().unwrap_or_default();
+        let holds_log = |candidate: &Candidate<'_>| {
+            candidate.sync_id < newest && self.renew_after.is_some_and(|after| candidate.age > after)
+        };
         let mut due: Vec<Due> = (heads.into_iter().zip(pending))
             .filter_map(|((slot, head), pending)| {
                 let candidate = head.current.as_ref().map(|current| Candidate {
@@ -145,6 +153,9 @@ impl Runner {
                     pending,
                 });
                 match judge(candidate.as_ref(), &epoch, &self.limits) {
+                    Verdict::Fresh if candidate.is_some_and(|candidate| holds_log(&candidate)) => {
+                        Some(Due { slot, pending, reason: Reason::HoldsLog })
+                    }
                     Verdict::Fresh => None,
                     Verdict::Stale(reason) | Verdict::Unusable(reason) => Some(Due { slot, pending, reason }),
                 }

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -127,13 +128,6 @@ impl MemorySource {
         state.memberships.insert((org.clone(), user.clone()), groups);
         let told = vec![SyncGroup::of(SyncGroup::USER, user.as_str())];
         state.draw(org, Letter::Groups, None, told);
-    }
-
-    /// Trims the log up to a sync id.
-    pub fn trim(&self, floor: SyncId) {
-        let mut state = self.lock();
-        state.floor = floor;
-        state.log.retain(|entry| entry.action.id > floor);
     }
 
     /// The lines of an org that meet a condition, sorted: what any answer is compared with.
@@ -388,6 +382,19 @@ impl Source for MemorySource {
             actions.min(cap)
         };
         Ok(orgs.iter().map(count).collect())
+    }
+
+    async fn trim(&self, up_to: SyncId, _age: Duration, most: u64) -> Result<u64, SourceError> {
+        let mut state = self.answering()?;
+        let old = state
+            .log
+            .iter()
+            .take_while(|entry| entry.action.id <= up_to)
+            .take(usize::try_from(most).unwrap_or(usize::MAX));
+        let trimmed: Vec<SyncId> = old.map(|entry| entry.action.id).collect();
+        state.floor = trimmed.last().copied().unwrap_or(state.floor);
+        state.log.drain(..trimmed.len());
+        Ok(trimmed.len() as u64)
     }
 
     async fn unlogged(&self) -> Result<Arc<BTreeMap<usize, SourceError>>, SourceError> {

@@ -10,6 +10,7 @@ pub mod sql;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -84,6 +85,14 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// What keeps the database from answering.
     async fn pending(&self, orgs: &[(Org, SyncId)], cap: u64) -> Result<Vec<u64>, SourceError>;
+
+    /// Removes actions from the log, the oldest first: those up to a sync id that were logged longer ago than `age`, at
+    /// most so many, and raises the log's floor with them. Also removes what triggers left for each other and nobody needs
+    /// any more. Gives how many actions there were. Does nothing to a log that the application writes.
+    ///
+    /// # Errors
+    /// [`SourceError::Failed`] when the role may not; what keeps the database from answering.
+    async fn trim(&self, up_to: SyncId, age: Duration, most: u64) -> Result<u64, SourceError>;
 
     /// The models, by index, whose changes are not all logged, each with the fault and the mend: nothing of them may be
     /// served. A fault is noticed within seconds.

@@ -11,6 +11,7 @@ use headstart::config::secret::read_file;
 use headstart::config::setting::settings;
 use headstart::config::{Config, ConfigErrors, InForce, Layers, Origin};
 use headstart::dump::DumpSettings;
+use headstart::dump::trim::TrimSettings;
 use headstart::http::HttpSettings;
 use headstart::http::admin::AdminSettings;
 use headstart::serve::bootstrap::BootstrapSettings;
@@ -75,6 +76,7 @@ fn the_embedded_file_and_the_structs_hold_the_same_settings() {
     same(&config.watermark, &WatermarkSettings::default());
     same(&config.store, &StoreSettings::default());
     same(&config.dump, &DumpSettings::default());
+    same(&config.trim, &TrimSettings::default());
     same(&config.bootstrap, &BootstrapSettings::default());
     same(&config.delta, &DeltaSettings::default());
     same(&config.http, &HttpSettings::default());

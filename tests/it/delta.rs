@@ -237,3 +237,45 @@ async fn who_joins_or_leaves_is_told_and_gets_what_is_theirs() {
     let (lines, _) = fetch(&server, &cursor(&start), &fixed).await;
     assert_eq!(lines[0]["data"]["syncGroups"], json!(["user:bob"]));
 }
+
+#[tokio::test]
+async fn the_log_is_kept_for_its_time_and_for_the_snapshots_that_need_it() {
+    let (_database, client, mut setup) = studio().await;
+    setup.set("HEADSTART_TRIM_INTERVAL_S", "1").set("HEADSTART_TRIM_KEEP_S", "3600").set("HEADSTART_TRIM_BATCH", "7");
+    client
+        .batch_execute("INSERT INTO studio.star SELECT n, 7, 'ann', 1 FROM generate_series(200, 219) AS n")
+        .await
+        .unwrap();
+    let server = setup.serve().await;
+    let (ann, of_eight) = (setup.token("7", "ann", None), setup.token("8", "ann", None));
+    let (_, start) = fetch(&server, "/sync/bootstrap", &ann).await;
+    server.until_published(1).await;
+    client
+        .batch_execute("INSERT INTO studio.star SELECT n, 7, 'ann', 1 FROM generate_series(300, 319) AS n")
+        .await
+        .unwrap();
+    fetch(&server, "/sync/bootstrap", &of_eight).await;
+    server.until_published(2).await;
+    let count = async |what: &str| -> i64 {
+        client.query_one(&format!("SELECT count(*) FROM sync_actions WHERE {what}"), &[]).await.unwrap().get(0)
+    };
+    let all = count("true").await;
+    // Two hours go by for all of the log but its last action.
+    client.batch_execute("UPDATE sync_actions SET created_at = now() - interval '2 hours'").await.unwrap();
+    client.batch_execute("INSERT INTO studio.star VALUES (400, 7, 'ann', 1)").await.unwrap();
+    let needed = format!("id > {}", start["lastSyncId"]);
+    server.until("the log is trimmed", async || count("true").await < all).await;
+    server.until("it is trimmed as far as it may be", async || count(&format!("NOT {needed}")).await == 0).await;
+    assert_eq!(count(&needed).await, 21, "the actions after the older snapshot stay");
+    let floor: i64 = client.query_one("SELECT floor FROM sync_actions_floor", &[]).await.unwrap().get(0);
+    assert_eq!(Some(floor), start["lastSyncId"].as_i64());
+    let (lines, metadata) = fetch(&server, "/sync/bootstrap", &ann).await;
+    assert_eq!(metadata["method"], "snapshot");
+    assert_eq!(applied(&lines), visible(&client, 7, "ann", None, &["Workspace", "Project", "Task", "Star"]).await);
+    // What nobody needs goes, but for what is too young.
+    fetch(&server, "/sync/bootstrap?noCache=true", &ann).await;
+    fetch(&server, "/sync/bootstrap?noCache=true", &of_eight).await;
+    server.until_published(4).await;
+    server.until("the young stay", async || count("true").await == 1).await;
+    assert_eq!(refused(&server, &cursor(&start), &ann).await.1["code"], "RESYNC_REQUIRED");
+}

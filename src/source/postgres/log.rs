@@ -3,7 +3,10 @@
 //! Every function takes a connection to the primary and runs plain statements on it; a call that is dropped leaves the
 //! connection usable.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 
 use crate::model::catalog::{Catalog, LogTable};
 use crate::model::{Org, SyncId};
@@ -186,6 +189,35 @@ pub async fn unlogged(client: &Client, catalog: &Catalog) -> Result<Vec<(Unlogge
         faults.push((what.clone(), SourceError::Schema(fault)));
     }
     Ok(faults)
+}
+
+/// Removes the oldest actions: those up to `up_to` that were logged longer ago than `age`, at most `most`, and raises the
+/// floor in the same statement. Gives how many there were. One statement, so that nobody sees one without the other.
+///
+/// # Errors
+/// What PostgreSQL says; the role must be allowed to delete from the log and to update its floor.
+pub async fn trim(
+    client: &Client,
+    log: &LogTable,
+    up_to: SyncId,
+    age: Duration,
+    most: u64,
+) -> Result<u64, SourceError> {
+    let (table, floor) = (quote_table(&log.table), quote_table(&log.floor));
+    let (id, created_at) = (quote_ident(&log.id), quote_ident(&log.created_at));
+    // Only from the beginning of the log on, and only as far as all is old: the floor says that nothing below it is whole.
+    let sql = format!(
+        "WITH oldest AS (SELECT {id} AS id, {created_at} AS at FROM {table} WHERE {id} <= $1 ORDER BY {id} LIMIT $3),
+              young AS (SELECT min(id) AS id FROM oldest WHERE at >= now() - make_interval(secs => $2)),
+              gone AS (DELETE FROM {table} WHERE {id} IN (
+                           SELECT o.id FROM oldest o, young y WHERE y.id IS NULL OR o.id < y.id) RETURNING {id} AS id),
+              raised AS (UPDATE {floor} SET floor = greatest(floor, (SELECT max(id) FROM gone))
+                         WHERE EXISTS (SELECT FROM gone))
+         SELECT count(*) FROM gone"
+    );
+    let parameters: [&(dyn ToSql + Sync); 3] = [&signed(up_to.0), &age.as_secs_f64(), &signed(most)];
+    let row = client.query_one(&sql, &parameters).await.map_err(|error| classify("trimming the log", error))?;
+    Ok(row.get::<_, i64>(0).unsigned_abs())
 }
 
 /// Removes the marks that no transaction can need any more: those of transactions that ended before the oldest snapshot

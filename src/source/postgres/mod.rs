@@ -219,6 +219,18 @@ impl Source for PostgresSource {
         Ok(counts)
     }
 
+    async fn trim(&self, up_to: SyncId, age: Duration, most: u64) -> Result<u64, SourceError> {
+        let log = self.catalog.log();
+        if !log.managed {
+            return Ok(0);
+        }
+        let client = self.primary.get().await?;
+        log::trim_marks(&client, log).await?;
+        let trimmed = log::trim(&client, log, up_to, age, most).await?;
+        client.release();
+        Ok(trimmed)
+    }
+
     async fn unlogged(&self) -> Result<Faults, SourceError> {
         let known = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((_, unlogged)) = known.filter(|(at, _)| at.elapsed() < TRIGGERS_KNOWN) {

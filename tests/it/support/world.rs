@@ -83,7 +83,7 @@ impl World {
     }
 
     pub fn runner(&self) -> Runner {
-        Runner::new(self.source.clone(), self.store.clone(), self.dumps.clone(), LIMITS, self.tasks.clone())
+        Runner::new(self.source.clone(), self.store.clone(), self.dumps.clone(), LIMITS, None, self.tasks.clone())
     }
 
     /// Puts `count` issues into a team, with ids from `from` on.
