@@ -16,6 +16,7 @@ mod columns;
 mod config;
 mod encode;
 mod http;
+mod lookup;
 mod migrate;
 mod pool;
 mod races;
