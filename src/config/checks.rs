@@ -62,6 +62,11 @@ pub fn faults(config: &Config) -> Vec<ConfigError> {
         "dump.concurrent, postgres.max_connections",
         format!("dumps would take all {connections} connections and leave none for look-ups: raise the latter"),
     );
+    rule(
+        config.loader.statements < connections,
+        "loader.statements, postgres.max_connections",
+        format!("loads would take all {connections} connections and leave none for watermarks: raise the latter"),
+    );
     if let Err(error) = telemetry::check_filter(&config.log.filter) {
         let cause = error.source().map(|cause| format!(" ({cause})")).unwrap_or_default();
         rule(false, "log.filter", format!("{error}{cause}"));

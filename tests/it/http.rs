@@ -271,8 +271,9 @@ async fn groups_and_schema_are_told() {
     assert_eq!(schema["models"][1]["fields"][1]["name"], "issueId");
     let openapi = door.send(None, "/openapi.json", &[]).await.unwrap().json();
     assert_eq!(openapi["openapi"], "3.1.0");
-    for path in openapi["paths"].as_object().unwrap().keys() {
-        assert_eq!(door.get(&none, path, &[]).await.status, 200, "{path} is true");
+    for (path, methods) in openapi["paths"].as_object().unwrap() {
+        let status = if methods.get("get").is_some() { 200 } else { 405 };
+        assert_eq!(door.get(&none, path, &[]).await.status, status, "{path} is true");
     }
 }
 

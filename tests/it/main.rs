@@ -17,6 +17,7 @@ mod config;
 mod delta;
 mod encode;
 mod http;
+mod lookup;
 mod migrate;
 mod pool;
 mod races;

@@ -218,6 +218,7 @@ impl Drop for Tickets {
                 }
             }
         }
+        self.flight.note(&state);
     }
 }
 

@@ -67,10 +67,11 @@ impl<T> Queue<T> {
 
     /// Whether an org may put so many more keys into a room for `room`. It may have as many as there are places left
     /// free, no more (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998): alone it
-    /// fills half of the room, two fill a third each, and a new one always finds some.
+    /// fills half of the room, two fill a third each, and a new one always finds some. When nobody waits, anyone may,
+    /// with however many.
     pub fn admits(&self, org: &Org, keys: usize, room: usize) -> bool {
         let own = self.orgs.get(org).map_or(0, |waiting| waiting.count);
-        own + keys <= room.saturating_sub(self.waiting)
+        self.waiting == 0 || own + keys <= room.saturating_sub(self.waiting)
     }
 
     /// Puts a key at the end. Numbers are drawn once and grow.
@@ -198,6 +199,7 @@ mod tests {
         }
         assert_eq!(queue.orgs[&org("a")].count, 50);
         assert!(queue.waiting() < 100 && !queue.admits(&org("a"), 1, 100));
+        assert!(Queue::<u64>::default().admits(&org("a"), 1000, 100), "or it could never be loaded");
     }
 
     #[test]
