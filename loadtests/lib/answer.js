@@ -28,9 +28,9 @@ export const responseType = countsLines ? 'text' : 'binary';
 
 /**
  * Judges an NDJSON answer and counts it. Gives `{ metadata, lines }`, the lines still as text and without the metadata,
- * or null when it is not complete.
+ * or null when it is not complete. `more` are tags that go on the metrics.
  */
-export function judge(response) {
+export function judge(response, more = {}) {
     const lines = response.status === 200 && response.body ? split(response.body) : [];
     const metadata = read(lines.pop());
     const isComplete = metadata !== null && (!countsLines || countsFit(lines, metadata.returnedModelsCount));
@@ -39,7 +39,7 @@ export function judge(response) {
         console.error(`${response.url}: ${response.status} ${response.error} ${problem(response)}`);
         return null;
     }
-    const tags = { method: metadata.method };
+    const tags = { method: metadata.method, ...more };
     firstByte.add(response.timings.waiting, tags);
     wholeAnswer.add(response.timings.duration, tags);
     answers.add(1, tags);

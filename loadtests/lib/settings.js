@@ -3,9 +3,6 @@
 /** The service's client listener. */
 export const url = text('URL', 'http://127.0.0.1:8080');
 
-/** Its admin listener, for the scripts that look at its metrics; empty: they do without. */
-export const admin = text('ADMIN', '');
-
 /** The secret its HS256 tokens are signed with. */
 export const secret = text('SECRET', '');
 

@@ -22,9 +22,9 @@ export function user(number) {
     return given.length ? given[number - 1] : demonstrationId('user', 1, number);
 }
 
-/** A user in few teams: another one for each client and turn. */
-export function someUser() {
-    return userCount === 1 ? user(1) : user(2 + ((__VU * 7 + __ITER) % (userCount - 1)));
+/** A user in few teams: by default another one for each client and turn. */
+export function someUser(turn = __VU * 7 + __ITER) {
+    return userCount === 1 ? user(1) : user(2 + (turn % (userCount - 1)));
 }
 
 const tokens = {};
