@@ -2,7 +2,7 @@
 // other, DURATION_S seconds each.
 
 import { batch, boardOf, by, issuesByTeam } from './lib/board.js';
-import { demands } from './lib/answer.js';
+import { demands, limits } from './lib/answer.js';
 import { firstByteMs, seconds, users } from './lib/settings.js';
 import { user } from './lib/workspace.js';
 
@@ -19,12 +19,9 @@ export const options = {
     scenarios: { hot: scenario('hot', 0), cold: scenario('cold', 1), boards: scenario('boards', 2) },
     thresholds: {
         ...demands,
-        'first_byte_ms{scenario:hot}': [`p(95)<${firstByteMs}`],
-        'first_byte_ms{scenario:cold}': [`p(95)<${firstByteMs}`],
-        'first_byte_ms{scenario:boards}': [`p(95)<${firstByteMs}`],
-        'answer_ms{scenario:hot}': ['max>0'],
-        'answer_ms{scenario:cold}': ['max>0'],
-        'answer_ms{scenario:boards}': ['max>0'],
+        ...limits('scenario:hot', firstByteMs),
+        ...limits('scenario:cold', firstByteMs),
+        ...limits('scenario:boards', firstByteMs),
     },
     setupTimeout: '120s',
 };

@@ -4,7 +4,7 @@
 import { check } from 'k6';
 import { createHash } from 'k6/crypto';
 import http from 'k6/http';
-import { demands, judge, responseType } from './lib/answer.js';
+import { demands, judge, limits, responseType } from './lib/answer.js';
 import { firstByteMs, seconds, url, users } from './lib/settings.js';
 import { headersOf, someUser, user } from './lib/workspace.js';
 
@@ -27,12 +27,10 @@ export const options = {
     },
     thresholds: {
         ...demands,
-        'first_byte_ms{scenario:hot}': [`p(95)<${firstByteMs}`],
-        'first_byte_ms{scenario:few}': [`p(95)<${firstByteMs}`],
-        'first_byte_ms{scenario:cold}': [`p(95)<${firstByteMs * 4}`],
-        'answer_ms{scenario:hot}': ['max>0'],
-        'answer_ms{scenario:few}': ['max>0'],
-        'answer_ms{scenario:cold}': ['max>0'],
+        ...limits('scenario:hot', firstByteMs),
+        ...limits('scenario:few', firstByteMs),
+        ...limits('scenario:cold', firstByteMs * 4),
+        'iterations{scenario:resume}': ['count>0'],
     },
     setupTimeout: '120s',
 };

@@ -4,7 +4,7 @@
 import { check } from 'k6';
 import http from 'k6/http';
 import { Counter } from 'k6/metrics';
-import { demands, judge } from './lib/answer.js';
+import { demands, judge, limits } from './lib/answer.js';
 import { delta } from './lib/delta.js';
 import { firstByteMs, seconds, url, users, whole } from './lib/settings.js';
 import { headersOf, someUser, user } from './lib/workspace.js';
@@ -30,12 +30,9 @@ export const options = {
     },
     thresholds: {
         ...demands,
-        'first_byte_ms{scenario:nothing_new}': [`p(95)<${firstByteMs}`],
-        'first_byte_ms{scenario:a_minute}': [`p(95)<${firstByteMs}`],
-        'first_byte_ms{scenario:a_week}': [`p(95)<${firstByteMs * 4}`],
-        'answer_ms{scenario:nothing_new}': ['max>0'],
-        'answer_ms{scenario:a_minute}': ['max>0'],
-        'answer_ms{scenario:a_week}': ['max>=0'],
+        ...limits('scenario:nothing_new', firstByteMs),
+        ...limits('scenario:a_minute', firstByteMs),
+        ...limits('scenario:a_week', firstByteMs * 4),
         resyncs: ['count>=0'],
     },
 };

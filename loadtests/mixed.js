@@ -4,7 +4,7 @@
 import { sleep } from 'k6';
 import http from 'k6/http';
 import { Counter } from 'k6/metrics';
-import { demands, judge, responseType } from './lib/answer.js';
+import { demands, judge, limits, responseType } from './lib/answer.js';
 import { batch, boardOf, issuesByTeam } from './lib/board.js';
 import { delta } from './lib/delta.js';
 import { firstByteMs, seconds, url, users } from './lib/settings.js';
@@ -28,12 +28,9 @@ export const options = {
     },
     thresholds: {
         ...demands,
-        'first_byte_ms{part:arrival}': [`p(95)<${firstByteMs}`],
-        'first_byte_ms{part:reconnect}': [`p(95)<${firstByteMs}`],
-        'first_byte_ms{part:board}': [`p(95)<${firstByteMs}`],
-        'answer_ms{part:arrival}': ['max>0'],
-        'answer_ms{part:reconnect}': ['max>0'],
-        'answer_ms{part:board}': ['max>0'],
+        ...limits('part:arrival', firstByteMs),
+        ...limits('part:reconnect', firstByteMs),
+        ...limits('part:board', firstByteMs),
         actions: ['count>=0'],
     },
     setupTimeout: '120s',

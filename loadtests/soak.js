@@ -3,7 +3,7 @@
 
 import { sleep } from 'k6';
 import http from 'k6/http';
-import { demands, judge, responseType } from './lib/answer.js';
+import { demands, judge, limits, responseType } from './lib/answer.js';
 import { firstByteMs, seconds, text, url, users } from './lib/settings.js';
 import { headersOf, someUser, user } from './lib/workspace.js';
 
@@ -13,8 +13,7 @@ export const options = {
     },
     thresholds: {
         ...demands,
-        'first_byte_ms{scenario:soak}': [`p(95)<${firstByteMs}`],
-        'answer_ms{scenario:soak}': ['max>0'],
+        ...limits('scenario:soak', firstByteMs),
     },
 };
 

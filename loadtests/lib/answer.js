@@ -23,6 +23,15 @@ export const demands = {
     'answers{method:postgres}': ['count>=0'],
 };
 
+/** What one part of a script, named by a tag, is held against; by it the summary tells of the part by itself. */
+export function limits(tag, milliseconds) {
+    return {
+        [`first_byte_ms{${tag}}`]: [`p(95)<${milliseconds}`],
+        [`answer_ms{${tag}}`]: ['min>=0'],
+        [`answers{${tag}}`]: ['count>=0'],
+    };
+}
+
 /** What requests for NDJSON are sent with: bytes are enough where lines are not counted. */
 export const responseType = countsLines ? 'text' : 'binary';
 

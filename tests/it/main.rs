@@ -15,6 +15,7 @@ mod columns;
 mod config;
 mod encode;
 mod http;
+mod load;
 mod migrate;
 mod pool;
 mod races;
