@@ -27,7 +27,8 @@ use crate::http::{self, HttpSettingsError, admin, server};
 use crate::metrics::Metrics;
 use crate::model::Catalog;
 use crate::model::catalog::CatalogError;
-use crate::serve::Service;
+use crate::serve::{ServeSettings, Service};
+use crate::serve::batch::Loader;
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::pool::Pool;
 use crate::source::postgres::tls::{Target, UrlError};
@@ -109,9 +110,11 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
     let rooms = Rooms::open(config).await?;
     let (source, store, dumps, tasks) = (&rooms.source, &rooms.store, &rooms.dumps, &rooms.tasks);
     let cache = PackCache::new(store.clone(), &config.store.cache, tasks.clone());
-    let (limits, bootstrap) = (config.freshness, config.bootstrap.clone());
-    let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), limits, bootstrap);
+    let limits = config.freshness;
     let metrics = Metrics::new();
+    let loader = Loader::new(source.clone(), tasks.clone(), config.loader.clone(), metrics.clone());
+    let settings = ServeSettings { limits, bootstrap: config.bootstrap.clone(), delta: config.delta.clone() };
+    let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings);
     let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http)?;
     let admin_routes = admin::router(service, metrics);
 

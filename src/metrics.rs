@@ -54,6 +54,20 @@ pub struct Metrics {
     pub pack_cache_hits: Counter,
     /// Packs that were loaded from the store.
     pub pack_cache_loads: Counter,
+    /// Keys that callers of the loader asked for.
+    pub keys_asked: Counter,
+    /// Keys that were being loaded for someone else when they were asked for.
+    pub keys_joined: Counter,
+    /// Keys that statements of the loader read.
+    pub keys_read: Counter,
+    /// Keys that wait for a statement.
+    pub keys_waiting: Gauge,
+    lookup_keys: Histogram,
+    load_wait: Histogram,
+    /// Rows that the loader read.
+    pub looked_up_rows: Counter,
+    /// Bytes of the lines made from those rows.
+    pub looked_up_bytes: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -109,6 +123,16 @@ impl Metrics {
         all.register_with_unit("pack_cache", "Packs in memory", Unit::Bytes, metrics.pack_cache_bytes.clone());
         all.register("pack_cache_hits", "Packs that were in memory when asked for", metrics.pack_cache_hits.clone());
         all.register("pack_cache_loads", "Packs loaded from the store", metrics.pack_cache_loads.clone());
+        all.register("keys_asked", "Keys asked of the loader", metrics.keys_asked.clone());
+        all.register("keys_joined", "Keys that were in flight already when asked for", metrics.keys_joined.clone());
+        all.register("keys_read", "Keys read by statements of the loader", metrics.keys_read.clone());
+        all.register("keys_waiting", "Keys that wait for a statement of the loader", metrics.keys_waiting.clone());
+        all.register("lookup_keys", "Statements of the loader, by their number of keys", metrics.lookup_keys.clone());
+        let help = "From a call of the loader to its answer";
+        all.register_with_unit("load_wait", help, Unit::Seconds, metrics.load_wait.clone());
+        all.register("looked_up_rows", "Rows read by the loader", metrics.looked_up_rows.clone());
+        let help = "Lines made by the loader";
+        all.register_with_unit("looked_up", help, Unit::Bytes, metrics.looked_up_bytes.clone());
         Self { registry: Arc::new(all), ..metrics }
     }
 
@@ -135,6 +159,15 @@ impl Metrics {
             pack_cache_bytes: Gauge::default(),
             pack_cache_hits: Counter::default(),
             pack_cache_loads: Counter::default(),
+            keys_asked: Counter::default(),
+            keys_joined: Counter::default(),
+            keys_read: Counter::default(),
+            keys_waiting: Gauge::default(),
+            lookup_keys: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
+            // 0.5 ms to 16 s: from a join just before its end to a deadline.
+            load_wait: Histogram::new(exponential_buckets(0.0005, 2.0, 16)),
+            looked_up_rows: Counter::default(),
+            looked_up_bytes: Counter::default(),
         }
     }
 
@@ -158,6 +191,23 @@ impl Metrics {
     /// Notes how long a route took to its first byte.
     pub fn first_byte(&self, route: &'static str, elapsed: Duration) {
         self.first_byte.get_or_create(&RouteLabel { route }).observe(elapsed.as_secs_f64());
+    }
+
+    /// Counts a statement of the loader that reads so many keys.
+    pub fn lookup(&self, keys: usize) {
+        self.keys_read.inc_by(keys as u64);
+        self.lookup_keys.observe(keys as f64);
+    }
+
+    /// Counts what such a statement brought.
+    pub fn looked_up(&self, rows: usize, bytes: usize) {
+        self.looked_up_rows.inc_by(rows as u64);
+        self.looked_up_bytes.inc_by(bytes as u64);
+    }
+
+    /// Notes how long a call of the loader took.
+    pub fn load_wait(&self, elapsed: Duration) {
+        self.load_wait.observe(elapsed.as_secs_f64());
     }
 
     /// Counts a dump that failed, by the word for why.

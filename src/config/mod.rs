@@ -27,7 +27,9 @@ use crate::dump::DumpSettings;
 use crate::dump::policy::Limits;
 use crate::http::HttpSettings;
 use crate::http::admin::AdminSettings;
+use crate::serve::batch::LoaderSettings;
 use crate::serve::bootstrap::BootstrapSettings;
+use crate::serve::delta::DeltaSettings;
 use crate::source::postgres::pool::PoolSettings;
 use crate::source::postgres::scan::ScanSettings;
 use crate::source::postgres::watermark::WatermarkSettings;
@@ -52,6 +54,10 @@ pub struct Config {
     pub freshness: Limits,
     /// What a bootstrap allows.
     pub bootstrap: BootstrapSettings,
+    /// What a delta allows.
+    pub delta: DeltaSettings,
+    /// How rows are loaded by key.
+    pub loader: LoaderSettings,
     /// How far open writers may hold the watermark back.
     pub watermark: WatermarkSettings,
     /// How clients are served.

@@ -48,6 +48,8 @@ pub struct Demand {
     pub first_sync_id: SyncId,
     /// Only a dump started after the request will do.
     pub no_cache: bool,
+    /// Whether the actions after the snapshot are part of the answer, so that it may be older than that.
+    pub catches_up: bool,
 }
 
 /// What to do with a candidate.
@@ -125,7 +127,9 @@ pub fn judge_for(demand: Demand, candidate: Option<&Candidate<'_>>, epoch: &Epoc
         return Verdict::Unusable(Reason::NoCache);
     }
     match judge(candidate, epoch, limits) {
-        Verdict::Fresh | Verdict::Stale(_) if candidate.is_some_and(|it| it.sync_id < demand.first_sync_id) => {
+        Verdict::Fresh | Verdict::Stale(_)
+            if !demand.catches_up && candidate.is_some_and(|it| it.sync_id < demand.first_sync_id) =>
+        {
             Verdict::Unusable(Reason::BehindRequest)
         }
         verdict => verdict,
@@ -159,9 +163,10 @@ mod tests {
         let (epoch, other) = (Epoch::new("e"), Epoch::new("f"));
         let candidate = Candidate { epoch: &epoch, sync_id: SyncId(5), age: Duration::ZERO, pending: 0 };
         let judge_for = |demand, epoch| judge_for(demand, Some(&candidate), epoch, &LIMITS);
-        let at = |sync_id| Demand { first_sync_id: SyncId(sync_id), no_cache: false };
+        let at = |sync_id| Demand { first_sync_id: SyncId(sync_id), ..Demand::default() };
         assert_eq!(judge_for(at(5), &epoch), Verdict::Fresh);
         assert_eq!(judge_for(at(6), &epoch), Verdict::Unusable(Reason::BehindRequest));
+        assert_eq!(judge_for(Demand { catches_up: true, ..at(6) }, &epoch), Verdict::Fresh);
         assert_eq!(judge_for(at(6), &other), Verdict::Unusable(Reason::OtherEpoch));
         let no_cache = Demand { no_cache: true, ..Demand::default() };
         assert_eq!(judge_for(no_cache, &epoch), Verdict::Unusable(Reason::NoCache));

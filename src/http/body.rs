@@ -3,6 +3,9 @@
 //! zstd: the stored frames as they are, then the metadata line as a small frame of its own; nothing is decoded.
 //! Identity: frames are decoded about 1 MiB at a time, on blocking threads. Gzip is made from that.
 //!
+//! Sync actions follow the rows. Few of them are read before the head is sent and leave with the metadata line, so that
+//! the length of such an answer is known; the rest is read while the client takes it.
+//!
 //! Everything is pulled: a piece is read, or decoded, when the connection asks for the next one, so an answer holds one
 //! piece however slow its client is. An error is the last item of the stream and breaks the connection: no body ends
 //! before its metadata line and looks whole.
@@ -19,17 +22,21 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{self, BoxStream};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
 
 use crate::http::encoding::Encoding;
+use crate::serve::delta::CatchUp;
 use crate::serve::{Facts, Part, ServeError, SliceLen, Stored};
 use crate::snapshot::frame::{self, Compressor, FrameError, TARGET_RAW};
 use crate::task;
 
-/// The metadata line is short: no level makes a difference.
-const TRAILER_LEVEL: i32 = 1;
+/// Lines made for one answer alone: what a level saves in bytes, it costs in time.
+const TAIL_LEVEL: i32 = 1;
+
+/// Sync actions of up to so many bytes are read before the head of an answer is sent.
+const READ_AHEAD: usize = 256 << 10;
 
 /// The bytes of an answer. Unless it is complete, its last item is an error.
 pub type ByteStream = BoxStream<'static, Result<Bytes, BodyError>>;
@@ -67,12 +74,12 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// In zstd or, for anything else, identity.
+    /// In zstd or, for anything else, identity. `tail` are the lines that follow the rows, the metadata line last.
     ///
     /// # Errors
     /// When zstd can't make the last frame.
-    pub fn new(stored: Arc<dyn Stored>, facts: &Facts, encoding: Encoding) -> Result<Self, FrameError> {
-        let trailer = trailer(facts, stored.rows(), encoding)?;
+    pub fn new(stored: Arc<dyn Stored>, tail: Vec<u8>, encoding: Encoding) -> Result<Self, FrameError> {
+        let trailer = encode(tail.into(), encoding)?;
         let rows: u64 = stored.slices().iter().map(|slice| sent(slice, encoding)).sum();
         Ok(Self { len: rows + trailer.len() as u64, stored, encoding, trailer })
     }
@@ -82,7 +89,7 @@ impl Measured {
         self.len
     }
 
-    /// The metadata line, as it is sent.
+    /// What follows the rows, as it is sent.
     pub fn trailer(&self) -> &[u8] {
         &self.trailer
     }
@@ -173,8 +180,8 @@ impl Window {
     }
 }
 
-/// The answer of a dump in progress, in zstd or, for anything else, identity.
-pub fn follow(mut parts: BoxStream<'static, Result<Part, ServeError>>, facts: Facts, encoding: Encoding) -> ByteStream {
+/// The rows of a dump in progress, and what follows them.
+pub fn follow(mut parts: BoxStream<'static, Result<Part, ServeError>>, tail: Tail, encoding: Encoding) -> ByteStream {
     Box::pin(try_stream! {
         loop {
             match parts.next().await.ok_or(BodyError::Unfinished)?? {
@@ -183,12 +190,81 @@ pub fn follow(mut parts: BoxStream<'static, Result<Part, ServeError>>, facts: Fa
                     yield decode(frames).await?;
                 },
                 Part::End(rows) => {
-                    yield trailer(&facts, &rows, encoding)?;
+                    let mut bytes = tail.bytes(rows, encoding);
+                    while let Some(piece) = bytes.next().await {
+                        yield piece?;
+                    }
                     return;
                 }
             }
         }
     })
+}
+
+/// The rows of a published snapshot, and what follows them, where that is too long to be measured.
+pub fn unmeasured(stored: Arc<dyn Stored>, tail: Tail, encoding: Encoding) -> ByteStream {
+    let rows = stored.rows().to_vec();
+    let frames = stored.read(0).map(|slice| slice.map(Part::Frames));
+    follow(Box::pin(frames.chain(stream::once(async { Ok(Part::End(rows)) }))), tail, encoding)
+}
+
+/// What follows the rows of an answer: its sync actions and the metadata line.
+pub struct Tail {
+    facts: Facts,
+    /// How many actions there are, if they were asked for.
+    count: Option<u64>,
+    /// Those that were read already.
+    ready: Vec<u8>,
+    /// The others.
+    rest: Option<BoxStream<'static, Result<Bytes, ServeError>>>,
+}
+
+impl Tail {
+    /// Reads the first actions, all of them if they are few.
+    ///
+    /// # Errors
+    /// When their rows can't be read.
+    pub async fn begin(facts: Facts, actions: Option<CatchUp>) -> Result<Self, ServeError> {
+        let count = actions.as_ref().map(|actions| actions.len() as u64);
+        let mut tail = Self { facts, count, ready: Vec::new(), rest: None };
+        let Some(mut lines) = actions.map(CatchUp::lines) else { return Ok(tail) };
+        while let Some(piece) = lines.next().await {
+            tail.ready.extend_from_slice(&piece?);
+            if tail.ready.len() > READ_AHEAD {
+                tail.rest = Some(lines);
+                break;
+            }
+        }
+        Ok(tail)
+    }
+
+    /// What is known of the answer.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// All lines, given how many rows of each model came before; `None` when some actions are still to be read.
+    pub fn whole(&self, rows: &[u64]) -> Option<Vec<u8>> {
+        let line = self.facts.trailer(rows, self.count);
+        self.rest.is_none().then(|| [&*self.ready, &line].concat())
+    }
+
+    /// The lines, as they are sent.
+    pub fn bytes(self, rows: Vec<u64>, encoding: Encoding) -> ByteStream {
+        let Self { facts, count, ready, rest } = self;
+        Box::pin(try_stream! {
+            let last = facts.trailer(&rows, count);
+            let Some(mut rest) = rest else {
+                yield encode([ready, last].concat().into(), encoding)?;
+                return;
+            };
+            yield encode(ready.into(), encoding)?;
+            while let Some(piece) = rest.next().await {
+                yield encode(piece?, encoding)?;
+            }
+            yield encode(last.into(), encoding)?;
+        })
+    }
 }
 
 /// An identity stream, gzipped piece by piece. Level 1: it is made anew for every client, on our processors.
@@ -223,12 +299,11 @@ pub fn until(deadline: Instant, limit: Duration, mut bytes: ByteStream) -> ByteS
     })
 }
 
-/// The metadata line, as it is sent; for gzip it is plain until the stream is gzipped.
-fn trailer(facts: &Facts, rows: &[u64], encoding: Encoding) -> Result<Bytes, FrameError> {
-    let line = facts.trailer(rows);
+/// Lines as they are sent; for gzip they are plain until the stream is gzipped.
+fn encode(lines: Bytes, encoding: Encoding) -> Result<Bytes, FrameError> {
     match encoding {
-        Encoding::Zstd => Ok(Compressor::new(TRAILER_LEVEL)?.compress(&line)?.into()),
-        Encoding::Gzip | Encoding::Identity => Ok(line.into()),
+        Encoding::Zstd => Ok(Compressor::new(TAIL_LEVEL)?.compress(&lines)?.into()),
+        Encoding::Gzip | Encoding::Identity => Ok(lines),
     }
 }
 
@@ -309,7 +384,6 @@ mod tests {
     use std::io::Read;
 
     use futures_util::TryStreamExt;
-    use futures_util::stream;
     use proptest::collection;
     use proptest::strategy::{Strategy, ValueTree};
     use proptest::test_runner::TestRunner;
@@ -328,7 +402,7 @@ mod tests {
     }
 
     fn measured(fake: &Arc<Fake>, encoding: Encoding) -> Measured {
-        Measured::new(fake.clone(), &facts(), encoding).unwrap()
+        Measured::new(fake.clone(), facts().trailer(fake.rows(), None), encoding).unwrap()
     }
 
     async fn whole(fake: Fake, encoding: Encoding) -> Result<Vec<u8>, BodyError> {
@@ -339,10 +413,14 @@ mod tests {
         Ok(bytes)
     }
 
+    fn tail() -> Tail {
+        Tail { facts: facts(), count: None, ready: Vec::new(), rest: None }
+    }
+
     fn of_live(parts: Vec<Result<Part, ServeError>>, encoding: Encoding) -> ByteStream {
         match live(parts).content {
-            Content::Live(parts) => follow(parts, facts(), encoding),
-            Content::Stored(_) => unreachable!("made above"),
+            Content::Live(parts) => follow(parts, tail(), encoding),
+            Content::Stored(_) | Content::Nothing => unreachable!("made above"),
         }
     }
 
@@ -368,7 +446,7 @@ mod tests {
 
     fn plain(slices: &[Frames]) -> Vec<u8> {
         let rows = vec![slices.len() as u64];
-        slices.iter().flatten().flatten().copied().chain(facts().trailer(&rows)).collect()
+        slices.iter().flatten().flatten().copied().chain(facts().trailer(&rows, None)).collect()
     }
 
     #[tokio::test]
@@ -386,7 +464,7 @@ mod tests {
     #[tokio::test]
     async fn a_dump_in_progress_gives_the_same_lines_in_all_encodings() {
         let parts = || vec![frames(&lines(1, 10)), frames(&lines(2, 40_000)), Ok(Part::End(vec![40_010]))];
-        let expected: Vec<u8> = [lines(1, 10), lines(2, 40_000), facts().trailer(&[40_010])].concat();
+        let expected: Vec<u8> = [lines(1, 10), lines(2, 40_000), facts().trailer(&[40_010], None)].concat();
         assert!(collect(of_live(parts(), Encoding::Identity)).await.unwrap() == expected);
         let zipped = collect(of_live(parts(), Encoding::Zstd)).await.unwrap();
         assert!(unzip(&zipped) == expected);

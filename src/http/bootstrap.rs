@@ -16,7 +16,7 @@ use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 
 use crate::http::Http;
-use crate::http::body::{ByteStream, Exact, Measured, follow, gzip, until};
+use crate::http::body::{ByteStream, Exact, Measured, Tail, follow, gzip, unmeasured, until};
 use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
 use crate::http::range::{Conditions, Etag, Portion};
@@ -39,31 +39,28 @@ pub async fn bootstrap(
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
     let caller = http.caller(&headers, &request).await?;
-    let query = parse(uri.query().unwrap_or_default())?;
-    let delivery = Delivery {
-        encoding: Encoding::negotiate(&headers, http.settings.zstd).ok_or(HttpError::NotAcceptable)?,
-        conditions: Conditions::read(&headers, method == Method::GET),
-        query,
-        started: request.started(),
-        limit: Duration::from_secs(http.settings.answer_deadline_s),
-    };
+    let query = BootstrapQuery::parse(pairs(&uri)?.iter().map(|(name, value)| (&**name, &**value)))?;
+    let encoding = http.encoding(&headers)?;
+    // With sync actions in them answers would differ each time; gzip's bytes are not the same from one version of the
+    // library to the next.
+    let tag = (query.no_sync_packets && encoding != Encoding::Gzip).then(|| query.clone());
+    let conditions = Conditions::read(&headers, method == Method::GET);
+    let delivery = Delivery { encoding, conditions, tag, started: request.started(), limit: http.answer_limit() };
     let begin = async {
-        match resumed(&http, &caller, &delivery).await {
-            Some(answer) => Ok(answer),
-            None => http.service.bootstrap(&caller, &delivery.query).await,
-        }
+        let answer = match resumed(&http, &caller, &query, &delivery).await {
+            Some(answer) => answer,
+            None => http.service.bootstrap(&caller, &query).await?,
+        };
+        request.answered_from(answer.facts.method);
+        delivery.respond(answer).await
     };
-    let begun = timeout_at(delivery.deadline(), begin).await;
-    let answer = begun.map_err(|_| HttpError::Deadline(delivery.limit))??;
-    request.answered_from(answer.facts.method);
-    delivery.respond(answer)
+    timeout_at(delivery.deadline(), begin).await.map_err(|_| HttpError::Deadline(delivery.limit))?
 }
 
 /// The answer that a broken download goes on with, from a snapshot that may have been replaced meanwhile. `None` when
 /// that isn't what is asked, or it can't be had: then the current answer is sent from its beginning.
-async fn resumed(http: &Http, caller: &Caller, delivery: &Delivery) -> Option<Answer> {
-    let query = &delivery.query;
-    let etag = delivery.conditions.resumes().filter(|_| delivery.is_tagged() && !query.no_cache)?;
+async fn resumed(http: &Http, caller: &Caller, query: &BootstrapQuery, delivery: &Delivery) -> Option<Answer> {
+    let etag = delivery.conditions.resumes().filter(|_| delivery.tag.is_some() && !query.no_cache)?;
     // An error here is found again, and told, when the current answer is asked for.
     let answer = http.service.stored(caller, query, etag.snapshot()).await.ok().flatten()?;
     let new_enough = query.first_sync_id.is_none_or(|first| first <= answer.facts.last_sync_id);
@@ -77,8 +74,8 @@ pub(super) struct Delivery {
     pub encoding: Encoding,
     /// What it has already, or wants a part of.
     pub conditions: Conditions,
-    /// What it asked for.
-    pub query: BootstrapQuery,
+    /// What it asked for, if the answer can have an etag.
+    pub tag: Option<BootstrapQuery>,
     /// When the request came.
     pub started: Instant,
     /// How long after that the answer breaks off.
@@ -87,53 +84,46 @@ pub(super) struct Delivery {
 
 impl Delivery {
     /// When the answer breaks off.
-    fn deadline(&self) -> Instant {
+    pub fn deadline(&self) -> Instant {
         self.started + self.limit
-    }
-
-    /// Whether answers have an etag. With sync actions in them they would differ each time; gzip's bytes are not the
-    /// same from one version of the library to the next.
-    fn is_tagged(&self) -> bool {
-        self.query.no_sync_packets && self.encoding != Encoding::Gzip
     }
 
     /// The etag of an answer, if it has one.
     fn etag(&self, answer: &Answer) -> Option<Etag> {
-        match &answer.content {
-            Content::Stored(stored) if self.is_tagged() => {
-                let measured = Measured::new(stored.clone(), &answer.facts, self.encoding).ok()?;
-                Some(self.tag(&answer.facts, &measured))
-            }
-            _ => None,
-        }
+        let Content::Stored(stored) = &answer.content else { return None };
+        let tail = answer.facts.trailer(stored.rows(), None);
+        let measured = Measured::new(stored.clone(), tail, self.encoding).ok()?;
+        self.tag(&answer.facts, &measured)
     }
 
-    fn tag(&self, facts: &Facts, measured: &Measured) -> Etag {
-        Etag::new(facts.snapshot, &self.query, self.encoding, measured.trailer())
+    fn tag(&self, facts: &Facts, measured: &Measured) -> Option<Etag> {
+        let (query, snapshot) = (self.tag.as_ref()?, facts.snapshot?);
+        Some(Etag::new(snapshot.id, query, self.encoding, measured.trailer()))
     }
 
     /// The head and the body.
-    pub fn respond(&self, answer: Answer) -> Result<Response, HttpError> {
-        let Answer { facts, content } = answer;
+    pub async fn respond(&self, answer: Answer) -> Result<Response, HttpError> {
+        let Answer { facts, content, actions } = answer;
+        let tail = Tail::begin(facts, actions).await?;
         let mut response = Response::new(Body::empty());
-        let headers = response.headers_mut();
-        self.describe(&facts, headers);
-        match content {
-            Content::Stored(stored) => {
-                let plain = if self.encoding == Encoding::Gzip { Encoding::Identity } else { self.encoding };
-                let measured = Measured::new(stored, &facts, plain).map_err(HttpError::Begin)?;
-                if self.encoding == Encoding::Gzip {
-                    let len = measured.total();
-                    *response.body_mut() = self.stream(gzip(measured.read(0..len)));
-                } else {
-                    self.measured(measured, &facts, &mut response)?;
-                }
-            }
+        self.describe(tail.facts(), response.headers_mut());
+        let stored = match content {
+            Content::Stored(stored) => stored,
             Content::Live(parts) => {
-                let bytes = follow(parts, facts, self.encoding);
-                let bytes = if self.encoding == Encoding::Gzip { gzip(bytes) } else { bytes };
-                *response.body_mut() = self.stream(bytes);
+                *response.body_mut() = self.stream(follow(parts, tail, self.encoding));
+                return Ok(response);
             }
+            Content::Nothing => {
+                *response.body_mut() = self.stream(tail.bytes(Vec::new(), self.encoding));
+                return Ok(response);
+            }
+        };
+        match tail.whole(stored.rows()) {
+            Some(lines) if self.encoding != Encoding::Gzip => {
+                let measured = Measured::new(stored, lines, self.encoding).map_err(HttpError::Begin)?;
+                self.measured(measured, tail.facts(), &mut response)?;
+            }
+            _ => *response.body_mut() = self.stream(unmeasured(stored, tail, self.encoding)),
         }
         Ok(response)
     }
@@ -148,7 +138,9 @@ impl Delivery {
         headers.insert(SYNC_METHOD, HeaderValue::from_static(facts.method.as_str()));
         headers.insert(SYNC_ID, HeaderValue::from(facts.last_sync_id.0));
         headers.insert(SCHEMA_HASH, text(facts.schema.hash.as_str()));
-        headers.insert(SNAPSHOT_ID, text(&facts.snapshot.to_string()));
+        if let Some(snapshot) = facts.snapshot {
+            headers.insert(SNAPSHOT_ID, text(&snapshot.id.to_string()));
+        }
         let millis = self.started.elapsed().as_secs_f64() * 1000.0;
         headers.insert(SERVER_TIMING, text(&format!("answer;dur={millis:.1}")));
     }
@@ -157,8 +149,7 @@ impl Delivery {
     fn measured(&self, measured: Measured, facts: &Facts, response: &mut Response) -> Result<(), HttpError> {
         let len = measured.total();
         let mut portion = Portion::Whole;
-        if self.is_tagged() {
-            let etag = self.tag(facts, &measured);
+        if let Some(etag) = self.tag(facts, &measured) {
             portion = self.conditions.judge(&etag, len);
             response.headers_mut().insert(ETAG, text(&etag.to_string()));
             response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
@@ -186,6 +177,7 @@ impl Delivery {
     }
 
     fn stream(&self, bytes: ByteStream) -> Body {
+        let bytes = if self.encoding == Encoding::Gzip { gzip(bytes) } else { bytes };
         Body::from_stream(self.bounded(bytes))
     }
 
@@ -199,14 +191,14 @@ fn text(value: &str) -> HeaderValue {
     HeaderValue::from_str(value).expect("ids, hashes and numbers can stand in a header")
 }
 
-/// Reads a query string as forms and `URLSearchParams` write it.
-fn parse(query: &str) -> Result<BootstrapQuery, QueryError> {
+/// Reads a query string as forms and `URLSearchParams` write it: names and values.
+pub(super) fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, QueryError> {
     let decode = |text: &str| {
         let spaced = text.replace('+', " ");
         percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned).ok()
     };
     let mut pairs = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+    for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let field = decode(name).unwrap_or_else(|| name.to_owned());
         match decode(value) {
@@ -214,5 +206,5 @@ fn parse(query: &str) -> Result<BootstrapQuery, QueryError> {
             None => return Err(QueryError { field, fault: "is not UTF-8".into() }),
         }
     }
-    BootstrapQuery::parse(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+    Ok(pairs)
 }

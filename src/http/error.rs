@@ -16,6 +16,7 @@ use crate::chain::Chain;
 use crate::dump::DumpError;
 use crate::model::QueryError;
 use crate::serve::ServeError;
+use crate::serve::batch::LoadError;
 use crate::snapshot::FrameError;
 use crate::source::SourceError;
 use crate::store::StoreError;
@@ -83,6 +84,18 @@ pub enum Code {
     SchemaMismatch,
     /// `noCache` is turned off.
     NoCacheRefused,
+    /// The client has to bootstrap: its cursor is of another epoch, too old, or catching up is dearer.
+    ResyncRequired,
+    /// The body is not what this call takes.
+    InvalidBody,
+    /// A batch asks by a field that is no key, or for a value that can't be one.
+    InvalidKey,
+    /// The body is too long, or asks for too much at once.
+    RequestTooLarge,
+    /// What is asked for is more than one answer may hold.
+    AnswerTooLarge,
+    /// The body is of another media type than this call takes.
+    UnsupportedMediaType,
     /// No offered content coding is accepted.
     NotAcceptable,
     /// The range lies behind the end.
@@ -113,7 +126,7 @@ pub enum Code {
 
 impl Code {
     /// All of them, for the API's description.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 26] = [
         Self::Unauthenticated,
         Self::InvalidQuery,
         Self::UnknownModel,
@@ -121,6 +134,12 @@ impl Code {
         Self::GroupNotHeld,
         Self::SchemaMismatch,
         Self::NoCacheRefused,
+        Self::ResyncRequired,
+        Self::InvalidBody,
+        Self::InvalidKey,
+        Self::RequestTooLarge,
+        Self::AnswerTooLarge,
+        Self::UnsupportedMediaType,
         Self::NotAcceptable,
         Self::RangeNotSatisfiable,
         Self::NotFound,
@@ -141,9 +160,14 @@ impl Code {
         match self {
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::InvalidQuery => StatusCode::BAD_REQUEST,
-            Self::UnknownModel | Self::ExplicitModel => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::UnknownModel | Self::ExplicitModel | Self::InvalidBody | Self::InvalidKey => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            Self::RequestTooLarge | Self::AnswerTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::GroupNotHeld | Self::NoCacheRefused => StatusCode::FORBIDDEN,
             Self::SchemaMismatch => StatusCode::CONFLICT,
+            Self::ResyncRequired => StatusCode::GONE,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -254,6 +278,7 @@ impl HttpError {
                 | ServeError::GroupNotHeld(_)
                 | ServeError::SchemaMismatch { .. }
                 | ServeError::NoCacheRefused
+                | ServeError::Resync(_)
                 | ServeError::Ahead { .. }),
             ) => error.to_string(),
             Self::Uri(_) | Self::Headers(_) => self.to_string(),
@@ -271,7 +296,7 @@ impl HttpError {
             Self::Serve(ServeError::GroupNotHeld(_)) => Some("syncGroups"),
             Self::Serve(ServeError::SchemaMismatch { .. }) => Some("schemaHash"),
             Self::Serve(ServeError::NoCacheRefused) => Some("noCache"),
-            Self::Serve(ServeError::Ahead { .. }) => Some("firstSyncId"),
+            Self::Serve(ServeError::Resync(_)) => Some("lastSyncId"),
             Self::NotAcceptable => Some("accept-encoding"),
             Self::Range(_) => Some("range"),
             Self::Uri(_) => Some("query"),
@@ -308,11 +333,24 @@ fn serve_code(error: &ServeError) -> Code {
         ServeError::GroupNotHeld(_) => Code::GroupNotHeld,
         ServeError::SchemaMismatch { .. } => Code::SchemaMismatch,
         ServeError::NoCacheRefused => Code::NoCacheRefused,
+        ServeError::Resync(_) => Code::ResyncRequired,
         ServeError::Ahead { .. } => Code::WatermarkHeld,
         ServeError::ForeignClaim { .. } => Code::Unauthenticated,
         ServeError::Source(error) => source_code(error),
         ServeError::Store(error) => store_code(error),
         ServeError::Dump(error) => dump_code(error),
+        ServeError::Load(error) => load_code(error),
+    }
+}
+
+fn load_code(error: &LoadError) -> Code {
+    match error {
+        LoadError::Source(error) => source_code(error),
+        LoadError::Ahead { .. } => Code::WatermarkHeld,
+        LoadError::Overloaded | LoadError::Unsettled => Code::Overloaded,
+        LoadError::TooLarge { .. } => Code::AnswerTooLarge,
+        LoadError::Deadline => Code::DatabaseUnavailable,
+        LoadError::Broken => Code::Internal,
     }
 }
 
@@ -323,7 +361,8 @@ fn source_code(error: &SourceError) -> Code {
         SourceError::Schema(_) => Code::CatalogMismatch,
         // The org is the token's.
         SourceError::Org(_) => Code::Unauthenticated,
-        SourceError::Failed { .. } => Code::Internal,
+        // Whoever asked for actions has made of it what it means; nobody else asks.
+        SourceError::Trimmed { .. } | SourceError::Failed { .. } | SourceError::TooLarge(_) => Code::Internal,
     }
 }
 

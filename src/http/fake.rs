@@ -11,7 +11,7 @@ use futures_util::stream::{self, BoxStream};
 use crate::dump::DumpError;
 use crate::model::schema::ModelSchema;
 use crate::model::{Catalog, Epoch, Schema, SnapshotId, SyncGroup, SyncId};
-use crate::serve::{Answer, Content, Facts, Part, ServeError, SliceLen, Stored};
+use crate::serve::{Answer, Content, Facts, Part, ServeError, SliceLen, SnapshotRef, Stored};
 use crate::snapshot::Compressor;
 use crate::wire::trailer::Method;
 
@@ -120,10 +120,9 @@ pub fn schema() -> Arc<Schema> {
 pub fn facts() -> Facts {
     Facts {
         method: Method::Snapshot,
-        snapshot: SnapshotId::from_bytes([7; 16]),
+        snapshot: Some(SnapshotRef { id: SnapshotId::from_bytes([7; 16]), sync_id: SyncId(41) }),
         epoch: Epoch::new("e"),
         last_sync_id: SyncId(41),
-        snapshot_sync_id: SyncId(41),
         schema: schema(),
         groups: vec![SyncGroup::of("org", "o")],
         wanted: vec![true],
@@ -132,12 +131,12 @@ pub fn facts() -> Facts {
 
 /// An answer of a published snapshot.
 pub fn stored(fake: &Arc<Fake>) -> Answer {
-    Answer { facts: facts(), content: Content::Stored(fake.clone()) }
+    Answer { facts: facts(), content: Content::Stored(fake.clone()), actions: None }
 }
 
 /// An answer of a dump in progress.
 pub fn live(parts: Vec<Result<Part, ServeError>>) -> Answer {
-    Answer { facts: facts(), content: Content::Live(stream::iter(parts).boxed()) }
+    Answer { facts: facts(), content: Content::Live(stream::iter(parts).boxed()), actions: None }
 }
 
 /// Frames of a live answer.

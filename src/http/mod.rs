@@ -16,6 +16,7 @@ pub mod admin;
 pub mod body;
 pub mod bootstrap;
 pub mod cors;
+pub mod delta;
 pub mod encoding;
 pub mod error;
 #[cfg(test)]
@@ -31,6 +32,7 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::HeaderMap;
 use axum::routing::get;
@@ -39,6 +41,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::Keys;
 use crate::http::cors::{Cors, OriginError};
+use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
 use crate::http::request::{RequestContext, Rules, accompany};
 use crate::metrics::Metrics;
@@ -154,10 +157,20 @@ impl Http {
         request.identified(&caller);
         Ok(caller)
     }
+
+    /// The best encoding the client takes.
+    fn encoding(&self, headers: &HeaderMap) -> Result<Encoding, HttpError> {
+        Encoding::negotiate(headers, self.settings.zstd).ok_or(HttpError::NotAcceptable)
+    }
+
+    /// How long an answer may take.
+    fn answer_limit(&self) -> Duration {
+        Duration::from_secs(self.settings.answer_deadline_s)
+    }
 }
 
 /// The paths clients ask.
-const ROUTES: [&str; 4] = ["/sync/bootstrap", "/sync/groups", "/sync/schema", "/openapi.json"];
+const ROUTES: [&str; 5] = ["/sync/bootstrap", "/sync/delta", "/sync/groups", "/sync/schema", "/openapi.json"];
 
 /// Everything clients can ask.
 ///
@@ -170,9 +183,10 @@ pub fn router(
     settings: &HttpSettings,
 ) -> Result<Router, HttpSettingsError> {
     let rules = Arc::new(settings.rules(metrics)?);
-    let [bootstrap, groups, schema, openapi] = ROUTES;
+    let [bootstrap, delta, groups, schema, openapi] = ROUTES;
     let routes = Router::new()
         .route(bootstrap, get(bootstrap::bootstrap))
+        .route(delta, get(delta::delta))
         .route(groups, get(schema::groups))
         .route(schema, get(schema::schema))
         .route(openapi, get(openapi::document))

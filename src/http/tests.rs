@@ -55,11 +55,11 @@ fn door_on(
             let delivery = Delivery {
                 encoding: Encoding::negotiate(&headers, true).ok_or(HttpError::NotAcceptable)?,
                 conditions: Conditions::read(&headers, method == Method::GET),
-                query: BootstrapQuery { no_sync_packets: true, ..BootstrapQuery::default() },
+                tag: Some(BootstrapQuery { no_sync_packets: true, ..BootstrapQuery::default() }),
                 started: context.started(),
                 limit: std::time::Duration::from_secs(60),
             };
-            delivery.respond(make())
+            delivery.respond(make()).await
         };
     let mut settings = HttpSettings::default();
     change(&mut settings);
@@ -302,7 +302,7 @@ fn gated() -> (mpsc::Sender<Part>, impl Fn() -> Answer + Clone + Send + Sync + '
     let make = move || {
         let receive: mpsc::Receiver<Part> = receive.lock().unwrap().take().unwrap();
         let parts = stream::unfold(receive, async |mut receive| Some((Ok(receive.recv().await?), receive)));
-        Answer { facts: facts(), content: Content::Live(parts.boxed()) }
+        Answer { facts: facts(), content: Content::Live(parts.boxed()), actions: None }
     };
     (send, make)
 }

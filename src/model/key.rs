@@ -18,6 +18,14 @@ pub fn canonical(sql_type: &str, text: &str) -> Option<String> {
     }
 }
 
+/// The canonical text of a value that a column of this type is asked by: an array by one of its elements. `None` when it
+/// can't be one. Values of types that are not listed in [`canonical`] are known by the very text that PostgreSQL prints.
+pub fn asked(sql_type: &str, text: &str) -> Option<String> {
+    let scalar = sql_type.strip_suffix("[]").unwrap_or(sql_type);
+    let listed = matches!(scalar, "uuid" | "smallint" | "integer" | "bigint");
+    if listed { canonical(scalar, text) } else { plain(text) }
+}
+
 /// Any text but one with a NUL, which PostgreSQL can't hold.
 fn plain(text: &str) -> Option<String> {
     (!text.contains('\0')).then(|| text.to_owned())
@@ -78,6 +86,9 @@ mod tests {
         assert_eq!(canonical("bigint", "007").as_deref(), Some("7"));
         assert_eq!(canonical("integer", "-0").as_deref(), Some("0"));
         assert_eq!(canonical("text", "A b").as_deref(), Some("A b"));
+        assert_eq!(asked("integer[]", "+07").as_deref(), Some("7"));
+        assert_eq!(asked("character varying(9)[]", "007").as_deref(), Some("007"));
+        assert_eq!(asked("date", "2024-02-29").as_deref(), Some("2024-02-29"));
     }
 
     #[test]
@@ -92,5 +103,7 @@ mod tests {
         }
         assert_eq!(canonical("text", "a\0b"), None);
         assert_eq!(canonical("citext", "a"), None);
+        assert_eq!(asked("integer[]", "1.0"), None);
+        assert_eq!(asked("date", "a\0b"), None);
     }
 }

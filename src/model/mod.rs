@@ -3,15 +3,16 @@
 //! Floor 1: pure, no I/O, no async. Every other floor may use it.
 
 pub mod access;
+pub mod action;
 pub mod catalog;
 pub mod ids;
 pub mod key;
 pub mod query;
-
 pub mod schema;
 
 pub use access::{Caller, Grants, GroupSet};
+pub use action::Letter;
 pub use catalog::{Catalog, Load, Model};
 pub use ids::{Epoch, Generation, Org, SchemaHash, SnapshotId, SyncGroup, SyncId, User, Watermark};
-pub use query::{BootstrapQuery, QueryError};
+pub use query::{BootstrapQuery, DeltaQuery, QueryError};
 pub use schema::{Field, ModelSchema, Schema};

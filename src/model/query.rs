@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::ids::{SchemaHash, SyncGroup, SyncId};
+use crate::model::ids::{Epoch, SchemaHash, SyncGroup, SyncId};
 
 /// The longest list a query may name. URLs are bounded before; this bounds the work per name.
 const MAX_NAMES: usize = 1000;
@@ -62,10 +62,7 @@ impl BootstrapQuery {
                 },
                 "onlyModels" => query.only_models = Some(list(name, value, |text| Some(text.to_owned()))?),
                 "syncGroups" => query.sync_groups = Some(list(name, value, SyncGroup::parse)?),
-                "firstSyncId" => {
-                    let id = value.parse().map_err(|error| QueryError::new(name, format!("{error}")))?;
-                    query.first_sync_id = Some(id);
-                }
+                "firstSyncId" => query.first_sync_id = Some(sync_id(name, value)?),
                 "schemaHash" => query.schema_hash = Some(SchemaHash::new(value)),
                 "noCache" => query.no_cache = flag(name, value)?,
                 "noSyncPackets" => query.no_sync_packets = flag(name, value)?,
@@ -80,6 +77,54 @@ impl BootstrapQuery {
         }
         Ok(query)
     }
+}
+
+/// A parsed `GET /sync/delta`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeltaQuery {
+    /// What the client has: everything up to here,
+    pub last_sync_id: SyncId,
+    /// in this history.
+    pub epoch: Epoch,
+    /// Nothing beyond this is wanted; `None`: up to the watermark.
+    pub to_sync_id: Option<SyncId>,
+    /// The schema the client was made for.
+    pub schema_hash: Option<SchemaHash>,
+}
+
+impl DeltaQuery {
+    /// Reads decoded name and value pairs. Unknown names are refused.
+    ///
+    /// # Errors
+    /// The first field that makes no sense, or that is missing.
+    pub fn parse<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, QueryError> {
+        let (mut last, mut epoch, mut to, mut schema_hash) = (None, None, None, None);
+        let mut seen = BTreeSet::new();
+        for (name, value) in pairs {
+            if !seen.insert(name) {
+                return Err(QueryError::new(name, "stands twice"));
+            }
+            match name {
+                "lastSyncId" => last = Some(sync_id(name, value)?),
+                "epoch" if value.is_empty() => return Err(QueryError::new(name, "is empty")),
+                "epoch" => epoch = Some(Epoch::new(value)),
+                "toSyncId" => to = Some(sync_id(name, value)?),
+                "schemaHash" => schema_hash = Some(SchemaHash::new(value)),
+                _ => return Err(QueryError::new(name, "is no parameter of this call")),
+            }
+        }
+        let missing = |name| QueryError::new(name, "is needed: the metadata of the last answer has it");
+        let last_sync_id = last.ok_or_else(|| missing("lastSyncId"))?;
+        let epoch = epoch.ok_or_else(|| missing("epoch"))?;
+        if to.is_some_and(|to| to < last_sync_id) {
+            return Err(QueryError::new("toSyncId", "lies before `lastSyncId`"));
+        }
+        Ok(Self { last_sync_id, epoch, to_sync_id: to, schema_hash })
+    }
+}
+
+fn sync_id(name: &str, value: &str) -> Result<SyncId, QueryError> {
+    value.parse().map_err(|error| QueryError::new(name, format!("{error}")))
 }
 
 fn flag(name: &str, value: &str) -> Result<bool, QueryError> {
@@ -147,6 +192,25 @@ mod tests {
             (&[("noCache", "1")], "noCache"),
             (&[("noCache", "true"), ("noCache", "true")], "noCache"),
             (&[("onlyModel", "A")], "onlyModel"),
+        ] {
+            assert_eq!(parse(pairs), Err(field.to_owned()), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn a_delta_needs_a_cursor() {
+        let parse = |pairs: &[(&'static str, &'static str)]| {
+            DeltaQuery::parse(pairs.iter().copied()).map_err(|error| error.field)
+        };
+        let query = parse(&[("lastSyncId", "5"), ("epoch", "e"), ("toSyncId", "5")]).unwrap();
+        assert_eq!((query.last_sync_id, query.to_sync_id), (SyncId(5), Some(SyncId(5))));
+        for (pairs, field) in [
+            (&[("epoch", "e")][..], "lastSyncId"),
+            (&[("lastSyncId", "5")], "epoch"),
+            (&[("lastSyncId", "5"), ("epoch", "")], "epoch"),
+            (&[("lastSyncId", "-5"), ("epoch", "e")], "lastSyncId"),
+            (&[("lastSyncId", "5"), ("epoch", "e"), ("toSyncId", "4")], "toSyncId"),
+            (&[("lastSyncId", "5"), ("epoch", "e"), ("firstSyncId", "4")], "firstSyncId"),
         ] {
             assert_eq!(parse(pairs), Err(field.to_owned()), "{pairs:?}");
         }

@@ -13,10 +13,12 @@ use tokio::time::{Instant, sleep};
 use crate::chain::Chain;
 use crate::dump::policy::{Candidate, Demand, Reason, Verdict, judge_for};
 use crate::dump::{DumpError, Joined, LiveDump, Wish};
-use crate::model::{BootstrapQuery, Caller, Grants, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::model::{BootstrapQuery, Caller, Epoch, Grants, Schema, SnapshotId, SyncId, Watermark};
+use crate::serve::delta::{CatchUp, Resync};
 use crate::serve::freshness::Look;
 use crate::serve::stored::StoredSnapshot;
-use crate::serve::{Answer, Content, Facts, ServeError, Service};
+use crate::serve::{Answer, Content, Facts, ServeError, Service, SnapshotRef};
+use crate::source::{Action, ActionRange, SourceError};
 use crate::store::{PinnedManifest, Slot, StoreError};
 use crate::wire::trailer::Method;
 
@@ -38,6 +40,13 @@ pub struct BootstrapSettings {
     pub watermark_wait_ms: u64,
 }
 
+impl BootstrapSettings {
+    /// For how long a look is shared.
+    pub(super) fn freshness(&self) -> Duration {
+        Duration::from_millis(self.freshness_ms)
+    }
+}
+
 impl Default for BootstrapSettings {
     /// What `config/headstart.toml` says; a test holds the two together.
     fn default() -> Self {
@@ -51,11 +60,34 @@ struct Asked {
     schema: Arc<Schema>,
     /// What rows are filtered by: the caller's groups, or those of them that were asked for.
     grants: Grants,
-    /// All of the caller's groups.
-    groups: Vec<SyncGroup>,
+    caller: Caller,
     wanted: Vec<bool>,
     demand: Demand,
     at: Instant,
+}
+
+impl Asked {
+    /// What is known of an answer that is not caught up yet.
+    fn facts(&self, method: Method, snapshot: SnapshotRef, epoch: Epoch) -> Facts {
+        Facts {
+            method,
+            epoch,
+            last_sync_id: snapshot.sync_id,
+            snapshot: Some(snapshot),
+            schema: self.schema.clone(),
+            groups: self.caller.grants.as_slice().to_vec(),
+            wanted: self.wanted.clone(),
+        }
+    }
+}
+
+/// What to do when more happened after a snapshot than an answer may tell.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TooMany {
+    /// The snapshot is not to be served any more: decide anew.
+    LookAgain,
+    /// The answer stops at an earlier sync id.
+    StopEarlier,
 }
 
 /// Why a decision has to be taken again.
@@ -134,16 +166,19 @@ impl Service {
             slot: Slot { org: caller.org.clone(), schema: schema.hash.clone() },
             schema,
             grants,
-            groups: caller.grants.as_slice().to_vec(),
             wanted,
-            demand: Demand { first_sync_id: query.first_sync_id.unwrap_or_default(), no_cache: query.no_cache },
+            demand: Demand {
+                first_sync_id: query.first_sync_id.unwrap_or_default(),
+                no_cache: query.no_cache,
+                catches_up: !query.no_sync_packets,
+            },
+            caller: caller.clone(),
             at,
         })
     }
 
     async fn answer(&self, asked: &Asked) -> Result<Answer, Again> {
-        let shared = Duration::from_millis(self.settings().freshness_ms);
-        let mut look = self.freshness().recent(&asked.slot, shared).await?;
+        let mut look = self.freshness().recent(&asked.slot, self.settings().freshness()).await?;
         if let Some(fault) = (look.unlogged.iter()).find_map(|(model, fault)| asked.wanted[*model].then_some(fault)) {
             return Err(fault.clone().into());
         }
@@ -178,7 +213,14 @@ impl Service {
     async fn published(&self, asked: &Asked, look: &Look) -> Result<Answer, Again> {
         let Some(current) = &look.head.current else { return Err(Again::Moved) };
         match self.cache().manifest(&asked.slot, current.facts.id).await {
-            Ok(manifest) => Ok(self.snapshot_answer(asked, manifest)),
+            Ok(manifest) => {
+                let mut answer = self.snapshot_answer(asked, manifest);
+                let nothing_new = look.pending == 0 && answer.facts.last_sync_id >= asked.demand.first_sync_id;
+                if !nothing_new && look.epoch.is_some() {
+                    self.catch_answer_up(asked, &mut answer, TooMany::LookAgain).await?;
+                }
+                Ok(answer)
+            }
             Err(error) => {
                 tracing::warn!(org = %asked.slot.org, snapshot = %current.facts.id, error = %Chain(&error), "a manifest can't be read");
                 self.live(asked, look, Reason::Unreadable).await
@@ -187,19 +229,57 @@ impl Service {
     }
 
     fn snapshot_answer(&self, asked: &Asked, manifest: PinnedManifest) -> Answer {
-        let facts = Facts {
-            method: Method::Snapshot,
-            snapshot: manifest.id,
-            epoch: manifest.epoch.clone(),
-            last_sync_id: manifest.sync_id,
-            snapshot_sync_id: manifest.sync_id,
-            schema: asked.schema.clone(),
-            groups: asked.groups.clone(),
-            wanted: asked.wanted.clone(),
-        };
+        let snapshot = SnapshotRef { id: manifest.id, sync_id: manifest.sync_id };
+        let facts = asked.facts(Method::Snapshot, snapshot, manifest.epoch.clone());
         let (org, grants) = (asked.slot.org.clone(), &asked.grants);
         let stored = StoredSnapshot::new(self.cache().clone(), org, manifest, grants, &asked.wanted);
-        Answer { facts, content: Content::Stored(Arc::new(stored)) }
+        Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Stored(Arc::new(stored)) }
+    }
+
+    /// What follows the rows when nothing happened after them; `None` when actions were not asked for.
+    fn no_actions(&self, asked: &Asked, facts: &Facts) -> Option<CatchUp> {
+        asked.demand.catches_up.then(|| self.catch_up(&asked.caller, facts, &asked.grants, Vec::new()))
+    }
+
+    /// Brings an answer from its snapshot to the watermark.
+    async fn catch_answer_up(&self, asked: &Asked, answer: &mut Answer, otherwise: TooMany) -> Result<(), Again> {
+        if !asked.demand.catches_up {
+            return Ok(());
+        }
+        let facts = &mut answer.facts;
+        let watermark = match self.wait_for_watermark(asked.demand.first_sync_id, Some(&facts.epoch)).await {
+            Err(ServeError::Resync(Resync::OtherEpoch)) => return Err(Again::Moved),
+            other => other?,
+        };
+        let most = usize::try_from(self.limits().count_cap()).unwrap_or(usize::MAX);
+        let mut range = ActionRange {
+            org: asked.slot.org.clone(),
+            after: facts.last_sync_id,
+            to: watermark.sync_id,
+            groups: asked.grants.as_slice().to_vec(),
+            limit: most,
+        };
+        let mut actions = self.actions_after(&range).await?;
+        if actions.len() >= most {
+            // Up to here there are fewer: whatever happens to an object later is left out for now.
+            let Some(last) = actions.last().filter(|_| otherwise == TooMany::StopEarlier) else {
+                return Err(Again::Moved);
+            };
+            range.to = SyncId(last.id.0 - 1);
+            actions = self.actions_after(&range).await?;
+        }
+        actions.retain(|action| action.object.as_ref().is_none_or(|object| asked.wanted[object.model]));
+        facts.last_sync_id = range.to;
+        answer.actions = Some(self.catch_up(&asked.caller, facts, &asked.grants, actions));
+        Ok(())
+    }
+
+    async fn actions_after(&self, range: &ActionRange) -> Result<Vec<Action>, Again> {
+        match self.source().actions(range).await {
+            // Trimmed since it was looked at, or by a trigger that was made anew.
+            Err(SourceError::Trimmed { .. }) => Err(Again::Moved),
+            other => Ok(other?),
+        }
     }
 
     /// Starts a dump that nobody waits for here.
@@ -214,10 +294,10 @@ impl Service {
         if let Some(live) = self.unstored(asked, look).await? {
             return self.follow(asked, live).await;
         }
-        self.wait_for_watermark(asked.demand.first_sync_id).await?;
+        self.wait_for_watermark(asked.demand.first_sync_id, None).await?;
         let mut wish = match asked.demand {
             Demand { no_cache: true, .. } => Wish::New,
-            Demand { first_sync_id: SyncId::ZERO, .. } => Wish::Any,
+            Demand { first_sync_id: SyncId::ZERO, .. } | Demand { catches_up: true, .. } => Wish::Any,
             Demand { first_sync_id, .. } => Wish::AtLeast(first_sync_id),
         };
         for _ in 0..TRIES {
@@ -225,7 +305,7 @@ impl Service {
                 return Err(Again::Moved);
             };
             let opened = live.wait_opened().await?;
-            if opened.watermark.sync_id >= asked.demand.first_sync_id {
+            if asked.demand.catches_up || opened.watermark.sync_id >= asked.demand.first_sync_id {
                 return self.follow(asked, live).await;
             }
             wish = Wish::AtLeast(asked.demand.first_sync_id);
@@ -235,18 +315,15 @@ impl Service {
 
     async fn follow(&self, asked: &Asked, live: Arc<LiveDump>) -> Result<Answer, Again> {
         let opened = live.wait_opened().await?;
-        let facts = Facts {
-            method: Method::Postgres,
-            snapshot: live.id(),
-            epoch: opened.watermark.epoch,
-            last_sync_id: opened.watermark.sync_id,
-            snapshot_sync_id: opened.watermark.sync_id,
-            schema: asked.schema.clone(),
-            groups: asked.groups.clone(),
-            wanted: asked.wanted.clone(),
-        };
+        let snapshot = SnapshotRef { id: live.id(), sync_id: opened.watermark.sync_id };
+        let facts = asked.facts(Method::Postgres, snapshot, opened.watermark.epoch);
         let parts = live.follow(asked.grants.clone(), asked.wanted.clone()).map_err(ServeError::from).boxed();
-        Ok(Answer { facts, content: Content::Live(parts) })
+        let mut answer = Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Live(parts) };
+        // A dump that began after the request is as new as the request needs.
+        if opened.at < asked.at {
+            self.catch_answer_up(asked, &mut answer, TooMany::StopEarlier).await?;
+        }
+        Ok(answer)
     }
 
     /// The finished dump that could not be stored, while it is fresh enough.
@@ -264,19 +341,26 @@ impl Service {
         Ok(Some(live))
     }
 
-    /// Waits until the watermark is at `needed`, so that no dump is made in vain for an id that is not there yet.
-    async fn wait_for_watermark(&self, needed: SyncId) -> Result<(), ServeError> {
-        if needed == SyncId::ZERO {
-            return Ok(());
-        }
+    /// The watermark, once it is at `needed`, so that nothing is read in vain for an id that is not there yet.
+    ///
+    /// # Errors
+    /// [`Resync::OtherEpoch`] when it is not of this epoch; [`ServeError::Ahead`] when it does not get there in time.
+    pub(super) async fn wait_for_watermark(
+        &self,
+        needed: SyncId,
+        epoch: Option<&Epoch>,
+    ) -> Result<Watermark, ServeError> {
         let deadline = Instant::now() + Duration::from_millis(self.settings().watermark_wait_ms);
         loop {
-            let watermark = self.source().watermark().await?.sync_id;
-            if watermark >= needed {
-                return Ok(());
+            let watermark = self.source().watermark().await?;
+            if epoch.is_some_and(|epoch| *epoch != watermark.epoch) {
+                return Err(Resync::OtherEpoch.into());
+            }
+            if watermark.sync_id >= needed {
+                return Ok(watermark);
             }
             if Instant::now() >= deadline {
-                return Err(ServeError::Ahead { watermark });
+                return Err(ServeError::Ahead { watermark: watermark.sync_id });
             }
             sleep(WATERMARK_POLL).await;
         }

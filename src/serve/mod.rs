@@ -5,7 +5,9 @@
 //! and status codes are the floor above.
 
 pub mod access;
+pub mod batch;
 pub mod bootstrap;
+pub mod delta;
 pub mod freshness;
 pub mod stored;
 
@@ -22,11 +24,14 @@ pub use crate::dump::Part;
 use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
 use crate::model::{Epoch, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::serve::batch::{LoadError, Loader};
 use crate::serve::bootstrap::BootstrapSettings;
+use crate::serve::delta::{CatchUp, DeltaSettings, Resync};
 use crate::serve::freshness::Freshness;
 use crate::source::{Source, SourceError};
 use crate::store::{PackCache, SnapshotStore, StoreError};
-use crate::wire::{Metadata, trailer::Method};
+use crate::wire::trailer::Method;
+use crate::wire::{Metadata, action};
 
 /// The service. Clones share everything.
 #[derive(Clone)]
@@ -40,8 +45,19 @@ struct Shared {
     cache: PackCache,
     dumps: Dumps,
     freshness: Freshness,
-    limits: Limits,
-    settings: BootstrapSettings,
+    loader: Loader,
+    settings: ServeSettings,
+}
+
+/// What the service is told about itself.
+#[derive(Clone, Debug)]
+pub struct ServeSettings {
+    /// When a snapshot is fresh enough.
+    pub limits: Limits,
+    /// What a bootstrap allows.
+    pub bootstrap: BootstrapSettings,
+    /// What a delta allows.
+    pub delta: DeltaSettings,
 }
 
 /// How one part the service leans on is doing.
@@ -77,11 +93,11 @@ impl Service {
         store: Arc<dyn SnapshotStore>,
         cache: PackCache,
         dumps: Dumps,
-        limits: Limits,
-        settings: BootstrapSettings,
+        loader: Loader,
+        settings: ServeSettings,
     ) -> Self {
-        let freshness = Freshness::new(source.clone(), store.clone(), limits);
-        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, limits, settings }) }
+        let freshness = Freshness::new(source.clone(), store.clone(), settings.limits);
+        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, loader, settings }) }
     }
 
     /// The schema in force.
@@ -124,11 +140,15 @@ impl Service {
     }
 
     fn limits(&self) -> &Limits {
-        &self.shared.limits
+        &self.shared.settings.limits
+    }
+
+    fn loader(&self) -> &Loader {
+        &self.shared.loader
     }
 
     fn settings(&self) -> &BootstrapSettings {
-        &self.shared.settings
+        &self.shared.settings.bootstrap
     }
 }
 
@@ -138,6 +158,8 @@ pub struct Answer {
     pub facts: Facts,
     /// The rows, compressed.
     pub content: Content,
+    /// The sync actions that follow the rows; `None` where they were not asked for.
+    pub actions: Option<CatchUp>,
 }
 
 /// What is known of an answer before its first byte.
@@ -145,14 +167,12 @@ pub struct Answer {
 pub struct Facts {
     /// Where the rows come from.
     pub method: Method,
-    /// The snapshot, published or not yet.
-    pub snapshot: SnapshotId,
+    /// The snapshot the rows are of, published or not yet; a delta has none.
+    pub snapshot: Option<SnapshotRef>,
     /// The history the sync ids belong to.
     pub epoch: Epoch,
     /// The answer holds everything up to here.
     pub last_sync_id: SyncId,
-    /// The watermark of the snapshot.
-    pub snapshot_sync_id: SyncId,
     /// How the rows look.
     pub schema: Arc<Schema>,
     /// The groups the answer is filtered by.
@@ -161,18 +181,29 @@ pub struct Facts {
     pub wanted: Vec<bool>,
 }
 
+/// A snapshot and what it is true at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotRef {
+    /// Which one.
+    pub id: SnapshotId,
+    /// Its watermark.
+    pub sync_id: SyncId,
+}
+
 impl Facts {
-    /// The last line of the answer, given how many rows of each model (by index) it held.
-    pub fn trailer(&self, rows: &[u64]) -> Vec<u8> {
-        let counts: BTreeMap<&str, u64> = (self.schema.names().zip(&self.wanted).zip(rows))
+    /// The last line of the answer, given how many rows of each model (by index) it held, and how many sync actions if
+    /// they were asked for.
+    pub fn trailer(&self, rows: &[u64], actions: Option<u64>) -> Vec<u8> {
+        let mut counts: BTreeMap<&str, u64> = (self.schema.names().zip(&self.wanted).zip(rows))
             .filter(|((_, wanted), _)| **wanted)
             .map(|((name, _), rows)| (name, *rows))
             .collect();
+        counts.extend(actions.map(|actions| (action::CLASS, actions)));
         Metadata {
             method: self.method,
             epoch: &self.epoch,
             last_sync_id: self.last_sync_id,
-            snapshot_sync_id: self.snapshot_sync_id,
+            snapshot_sync_id: self.snapshot.map(|snapshot| snapshot.sync_id),
             schema_hash: &self.schema.hash,
             subscribed_sync_groups: &self.groups,
             returned_models_count: counts,
@@ -187,6 +218,8 @@ pub enum Content {
     Stored(Arc<dyn Stored>),
     /// A dump in progress.
     Live(BoxStream<'static, Result<Part, ServeError>>),
+    /// None: a delta.
+    Nothing,
 }
 
 /// The selected part of a published snapshot.
@@ -238,6 +271,9 @@ pub enum ServeError {
         /// Where it is.
         watermark: SyncId,
     },
+    /// Only a bootstrap helps.
+    #[error(transparent)]
+    Resync(#[from] Resync),
     /// The token's org or user can't be an id of this database.
     #[error("the token's `{claim}` can't be an id of this database")]
     ForeignClaim {
@@ -250,6 +286,9 @@ pub enum ServeError {
     /// The store did not answer, or what it gave is damaged.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The rows could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The dump that was followed failed.
     #[error(transparent)]
     Dump(#[from] DumpError),

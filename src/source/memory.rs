@@ -7,11 +7,15 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use serde_json::Value;
 use tokio::sync::Notify;
 
-use crate::model::{Epoch, GroupSet, Org, Schema, SyncGroup, SyncId, User, Watermark};
-use crate::source::{GroupSets, RowBatch, RowRef, Scan, Source, SourceError};
+use crate::model::{Epoch, GroupSet, Letter, Org, Schema, SyncGroup, SyncId, User, Watermark};
+use crate::source::{
+    Action, ActionRange, By, Found, FoundRow, GroupSets, Lookup, Object, RowBatch, RowRef, Scan, Source, SourceError,
+};
 
 /// How many rows a batch holds; small, so that tests see several.
 const BATCH_ROWS: usize = 16;
@@ -33,12 +37,39 @@ struct State {
     last: SyncId,
     /// By org, model and model id: the groups and the line.
     rows: BTreeMap<(Org, usize, String), (GroupSet, Vec<u8>)>,
-    log: Vec<(SyncId, Org)>,
+    log: Vec<Entry>,
+    /// The highest sync id that was trimmed away.
+    floor: SyncId,
     memberships: HashMap<(Org, User), Vec<SyncGroup>>,
     scans: u64,
     failing: bool,
     /// How many batches of all scans may still pass; `None`: any number.
     allowance: Option<usize>,
+    /// Every look-up that began.
+    lookups: Vec<Lookup>,
+    /// What happens to look-ups.
+    fate: Fate,
+}
+
+/// One entry of the log.
+struct Entry {
+    org: Org,
+    action: Action,
+    groups: Vec<SyncGroup>,
+}
+
+/// What a look-up meets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fate {
+    /// It is answered.
+    #[default]
+    Answered,
+    /// It is answered once the fate is another, as things are then.
+    Held,
+    /// It fails.
+    Refused,
+    /// It panics.
+    Panics,
 }
 
 impl MemorySource {
@@ -50,10 +81,13 @@ impl MemorySource {
             last: SyncId::ZERO,
             rows: BTreeMap::new(),
             log: Vec::new(),
+            floor: SyncId::ZERO,
             memberships: HashMap::new(),
             scans: 0,
             failing: false,
             allowance: None,
+            lookups: Vec::new(),
+            fate: Fate::Answered,
         };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
     }
@@ -70,20 +104,33 @@ impl MemorySource {
     /// Puts or replaces a row. `line` is one JSON object with its line break. Gives the sync id of the change.
     pub fn put(&self, org: &Org, model: usize, id: &str, groups: GroupSet, line: impl Into<Vec<u8>>) -> SyncId {
         let mut state = self.lock();
-        state.rows.insert((org.clone(), model, id.to_owned()), (groups, line.into()));
-        state.draw(org)
+        let was = state.rows.insert((org.clone(), model, id.to_owned()), (groups.clone(), line.into()));
+        let letter = if was.is_some() { Letter::Update } else { Letter::Insert };
+        let both = was.iter().flat_map(|(was, _)| was.as_slice()).chain(groups.as_slice()).cloned().collect();
+        state.draw(org, letter, Some(Object { model, id: id.into() }), both)
     }
 
     /// Removes a row. Gives the sync id of the change.
     pub fn remove(&self, org: &Org, model: usize, id: &str) -> SyncId {
         let mut state = self.lock();
-        state.rows.remove(&(org.clone(), model, id.to_owned()));
-        state.draw(org)
+        let was = state.rows.remove(&(org.clone(), model, id.to_owned()));
+        let groups = was.map(|(was, _)| was.as_slice().to_vec()).unwrap_or_default();
+        state.draw(org, Letter::Delete, Some(Object { model, id: id.into() }), groups)
     }
 
     /// Sets what the membership tables give a user.
     pub fn set_memberships(&self, org: &Org, user: &User, groups: Vec<SyncGroup>) {
-        self.lock().memberships.insert((org.clone(), user.clone()), groups);
+        let mut state = self.lock();
+        state.memberships.insert((org.clone(), user.clone()), groups);
+        let told = vec![SyncGroup::of(SyncGroup::USER, user.as_str())];
+        state.draw(org, Letter::Groups, None, told);
+    }
+
+    /// Trims the log up to a sync id.
+    pub fn trim(&self, floor: SyncId) {
+        let mut state = self.lock();
+        state.floor = floor;
+        state.log.retain(|entry| entry.action.id > floor);
     }
 
     /// The lines of an org that meet a condition, sorted: what any answer is compared with.
@@ -100,6 +147,17 @@ impl MemorySource {
     /// How many scans were opened.
     pub fn scans(&self) -> u64 {
         self.lock().scans
+    }
+
+    /// Every look-up that began, in order.
+    pub fn lookups(&self) -> Vec<Lookup> {
+        self.lock().lookups.clone()
+    }
+
+    /// Decides what look-ups meet from now on, and those that are held.
+    pub fn set_fate(&self, fate: Fate) {
+        self.lock().fate = fate;
+        self.shared.changed.notify_waiters();
     }
 
     /// Another history begins, as after a failover.
@@ -154,6 +212,27 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Waits until a look-up may be answered.
+    async fn fate(&self) -> Result<(), SourceError> {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let (fate, failing) = {
+                let state = self.lock();
+                (state.fate, state.failing)
+            };
+            match fate {
+                _ if failing => return Err(switched_off()),
+                Fate::Answered => return Ok(()),
+                Fate::Refused => return Err(SourceError::failed("looking up", "refused by the test")),
+                Fate::Panics => panic!("by the test"),
+                Fate::Held => changed.await,
+            }
+        }
+    }
+}
+
 fn switched_off() -> SourceError {
     SourceError::unavailable("switched off by the test")
 }
@@ -168,10 +247,53 @@ fn batch(model: usize, rows: &[(GroupSet, Vec<u8>)], sets: &GroupSets) -> RowBat
     batch
 }
 
+/// The texts of a key in a line: a string, a number, or those of an array.
+fn key_texts(line: &[u8], name: &str) -> Vec<String> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    let line: Value = serde_json::from_slice(line).unwrap_or_default();
+    match &line[name] {
+        Value::Array(elements) => elements.iter().filter_map(text).collect(),
+        one => text(one).into_iter().collect(),
+    }
+}
+
 impl State {
-    fn draw(&mut self, org: &Org) -> SyncId {
+    fn find(&self, lookup: &Lookup) -> Result<Found, SourceError> {
+        let mut found =
+            Found { schema: self.schema.clone(), rows: Vec::new(), matches: vec![Vec::new(); lookup.values.len()] };
+        let mut bytes = 0;
+        for ((org, model, id), (groups, line)) in &self.rows {
+            if (org, *model) != (&lookup.org, lookup.model) {
+                continue;
+            }
+            let keys = match lookup.by {
+                By::Id => vec![id.clone()],
+                By::Key(index) => key_texts(line, &self.schema.catalog.models()[*model].keys[index]),
+            };
+            let matched: Vec<usize> = (0..lookup.values.len())
+                .filter(|value| keys.iter().any(|key| **key == *lookup.values[*value]))
+                .collect();
+            if matched.is_empty() {
+                continue;
+            }
+            bytes += line.len();
+            if bytes > lookup.max_bytes {
+                return Err(SourceError::TooLarge(lookup.max_bytes));
+            }
+            matched.into_iter().for_each(|value| found.matches[value].push(found.rows.len()));
+            let line = Bytes::copy_from_slice(line);
+            found.rows.push(FoundRow { id: id.as_str().into(), line, groups: groups.clone() });
+        }
+        Ok(found)
+    }
+
+    fn draw(&mut self, org: &Org, letter: Letter, object: Option<Object>, groups: Vec<SyncGroup>) -> SyncId {
         self.last.0 += 1;
-        self.log.push((self.last, org.clone()));
+        self.log.push(Entry { org: org.clone(), action: Action { id: self.last, letter, object }, groups });
         self.last
     }
 }
@@ -217,6 +339,30 @@ impl Source for MemorySource {
         Ok(Scan { watermark, schema, sets, estimated_rows, batches })
     }
 
+    async fn lookup(&self, lookup: &Lookup) -> Result<Found, SourceError> {
+        self.lock().lookups.push(lookup.clone());
+        self.shared.fate().await?;
+        self.answering()?.find(lookup)
+    }
+
+    async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError> {
+        let state = self.answering()?;
+        if range.after < state.floor {
+            return Err(SourceError::Trimmed { floor: state.floor });
+        }
+        let within = |id: SyncId| range.after < id && id <= range.to;
+        let mut last: BTreeMap<Option<&Object>, &Action> = BTreeMap::new();
+        for Entry { org, action, groups } in &state.log {
+            if *org == range.org && within(action.id) && groups.iter().any(|group| range.groups.contains(group)) {
+                last.insert(action.object.as_ref(), action);
+            }
+        }
+        let mut actions: Vec<Action> = last.into_values().cloned().collect();
+        actions.sort_unstable_by_key(|action| action.id);
+        actions.truncate(range.limit);
+        Ok(actions)
+    }
+
     async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError> {
         Ok(self.answering()?.memberships.get(&(org.clone(), user.clone())).cloned().unwrap_or_default())
     }
@@ -224,7 +370,10 @@ impl Source for MemorySource {
     async fn pending(&self, orgs: &[(Org, SyncId)], cap: u64) -> Result<Vec<u64>, SourceError> {
         let state = self.answering()?;
         let count = |(org, after): &(Org, SyncId)| {
-            let actions = state.log.iter().filter(|(id, of)| of == org && id > after).count() as u64;
+            if *after < state.floor {
+                return cap;
+            }
+            let actions = state.log.iter().filter(|entry| entry.org == *org && entry.action.id > *after).count() as u64;
             actions.min(cap)
         };
         Ok(orgs.iter().map(count).collect())

@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-use crate::model::{Epoch, GroupSet, Org, Schema, SyncGroup, SyncId, User, Watermark};
+use crate::model::{Epoch, GroupSet, Letter, Org, Schema, SyncGroup, SyncId, User, Watermark};
 
 /// Reads the application's rows and its change log. Never writes business data.
 ///
@@ -49,13 +50,35 @@ pub trait Source: Send + Sync + 'static {
     /// locked in time.
     async fn scan(&self, org: &Org) -> Result<Scan, SourceError>;
 
+    /// Reads the rows of one model and org whose id, or whose key, is one of the given values, as they are now:
+    /// everything that committed before the call is in the answer. Rows that the model's filter leaves out are not
+    /// there. A value that the column can't hold finds nothing; it never fails the statement. Explicit models can be
+    /// asked for.
+    ///
+    /// # Errors
+    /// [`SourceError::TooLarge`] when the lines take more than `max_bytes`; those of [`Self::schema`]; what keeps the
+    /// database from answering.
+    ///
+    /// # Panics
+    /// When `model` or the key's index is not one of the catalog's.
+    async fn lookup(&self, lookup: &Lookup) -> Result<Found, SourceError>;
+
+    /// Reads the part of an org's log that a caller with some groups must hear of: the last action of each object, oldest
+    /// first.
+    ///
+    /// # Errors
+    /// [`SourceError::Trimmed`] when the log no longer reaches back to the beginning of the range; what keeps the
+    /// database from answering.
+    async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError>;
+
     /// The groups that the membership tables give a user; without the org's and the user's own. Read on the primary.
     ///
     /// # Errors
     /// What keeps the database from answering.
     async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError>;
 
-    /// For each org, how many actions its log holds after a sync id, counted up to `cap`.
+    /// For each org, how many actions its log holds after a sync id, counted up to `cap`; `cap` where the log does not
+    /// reach back to that id.
     ///
     /// # Errors
     /// What keeps the database from answering.
@@ -149,6 +172,88 @@ impl GroupSets {
     }
 }
 
+/// Which actions to read.
+#[derive(Clone, Debug)]
+pub struct ActionRange {
+    /// The org.
+    pub org: Org,
+    /// Actions after this one,
+    pub after: SyncId,
+    /// up to this one, which no open transaction may be below.
+    pub to: SyncId,
+    /// Only actions that concern one of these groups.
+    pub groups: Vec<SyncGroup>,
+    /// How many at most, from the oldest on.
+    pub limit: usize,
+}
+
+/// One entry of the log. Memory: about 100 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// Its sync id.
+    pub id: SyncId,
+    /// What it says happened.
+    pub letter: Letter,
+    /// The object; `None` for a change of memberships.
+    pub object: Option<Object>,
+}
+
+/// Names a row.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Object {
+    /// The model, by index.
+    pub model: usize,
+    /// The model id, as its canonical text.
+    pub id: Arc<str>,
+}
+
+/// What to look up: rows of one model of one org by one column.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    /// The org.
+    pub org: Org,
+    /// The model, by index.
+    pub model: usize,
+    /// The column.
+    pub by: By,
+    /// Its values, as their canonical texts, each once.
+    pub values: Vec<Arc<str>>,
+    /// How long all lines together may be.
+    pub max_bytes: usize,
+}
+
+/// A column that rows are looked up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum By {
+    /// The model id.
+    Id,
+    /// One of the model's `keys` in the catalog, by index. A column of arrays is asked by one of its elements.
+    Key(usize),
+}
+
+/// What was found.
+#[derive(Debug)]
+pub struct Found {
+    /// How the rows look.
+    pub schema: Arc<Schema>,
+    /// The rows, each once, in no order.
+    pub rows: Vec<FoundRow>,
+    /// For each of the values asked for, in their order, the rows it found, by index. A row of an array column may stand
+    /// at several.
+    pub matches: Vec<Vec<usize>>,
+}
+
+/// A row as it was when it was read. Cheap to clone; a clone keeps the memory of all rows found with it.
+#[derive(Clone, Debug)]
+pub struct FoundRow {
+    /// The model id, as its canonical text.
+    pub id: Arc<str>,
+    /// Its line, with the break.
+    pub line: Bytes,
+    /// The groups it carries; empty: nobody sees it.
+    pub groups: GroupSet,
+}
+
 /// Why the source did not answer. Cheap to clone: everyone who waited gets it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
@@ -167,6 +272,15 @@ pub enum SourceError {
     /// The tables don't fit the catalog: the place, the fault and the mend.
     #[error("{0}")]
     Schema(String),
+    /// The log was trimmed, or was not whole, beyond what was asked for.
+    #[error("the log holds nothing up to {floor}")]
+    Trimmed {
+        /// The highest sync id up to which actions may be missing.
+        floor: SyncId,
+    },
+    /// There is more than was asked for at most, in bytes.
+    #[error("the rows take more than {0} bytes")]
+    TooLarge(usize),
     /// The org's id can't be one: it is not of the type of the org column.
     #[error("`{0}` can't be the id of an org")]
     Org(String),

@@ -63,6 +63,19 @@ pub struct ModelSelect<'a> {
     pub order: Vec<&'a str>,
 }
 
+/// Which rows a look-up finds.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyTest<'a> {
+    /// The column of the model's own table.
+    pub column: &'a str,
+    /// Whether the column holds arrays: a row is found by any of its elements.
+    pub is_array: bool,
+    /// Whether the text of the column's values is compared; no index serves that.
+    pub as_text: bool,
+    /// The type of the parameter, as SQL.
+    pub array_type: &'a str,
+}
+
 impl ModelSelect<'_> {
     /// The statement. The tables are `t0`, the model's own, `t1`, its parent's, and so on.
     ///
@@ -70,6 +83,43 @@ impl ModelSelect<'_> {
     /// a parent's, such a row stays, without groups. Filters of parents don't count: they say which parents clients
     /// see, not which children.
     pub fn sql(&self) -> String {
+        let mut sql = self.rows();
+        let (column, value) = (self.org(), current_org(self.org_type));
+        let _ = match self.access {
+            Access::Planned => write!(sql, "\nWHERE {column} = {value}"),
+            Access::Whole => write!(sql, "\nWHERE {column} IS NOT DISTINCT FROM (SELECT {value})"),
+        };
+        if !self.order.is_empty() {
+            let order = self.order.iter().map(|column| format!("t{}.{}", self.lineage.groups, ident(column)));
+            let _ = write!(sql, "\nORDER BY {}", order.collect::<Vec<_>>().join(", "));
+        }
+        sql
+    }
+
+    /// The statement that finds some of the rows by a column of the model's own table, whatever `access` and `order`
+    /// say. `$1` is the org's text, `$2` the array of values. The operators are named in full: an extension's of the same
+    /// name would be taken before them for some types, and mean something else.
+    pub fn lookup(&self, test: KeyTest<'_>) -> String {
+        let column = format!("t0.{}", ident(test.column));
+        let array = test.array_type;
+        let test = match (test.is_array, test.as_text) {
+            (false, false) => format!("{column} OPERATOR(pg_catalog.=) ANY ($2::{array})"),
+            (false, true) => format!("{column}::pg_catalog.text OPERATOR(pg_catalog.=) ANY ($2::{array})"),
+            (true, false) => format!("{column} OPERATOR(pg_catalog.&&) $2::{array}"),
+            (true, true) => format!("{column}::pg_catalog.text[] OPERATOR(pg_catalog.&&) $2::{array}"),
+        };
+        format!("{}\nWHERE {} = $1::pg_catalog.text::{} AND {test}", self.rows(), self.org(), self.org_type)
+    }
+
+    /// The column that holds the org.
+    fn org(&self) -> String {
+        let holder = &self.catalog.models()[self.lineage.chain[self.lineage.org]];
+        let org = holder.org.as_ref().expect("a lineage ends where there is an org column");
+        format!("t{}.{}", self.lineage.org, ident(org))
+    }
+
+    /// The rows of all orgs.
+    fn rows(&self) -> String {
         let models = self.catalog.models();
         let own = &models[self.lineage.chain[0]];
         let fields = self.fields.iter().map(|output| output.sql(0));
@@ -91,17 +141,6 @@ impl ModelSelect<'_> {
             let (above, id) = (place + 1, ident(&parent.id));
             let _ =
                 write!(sql, "\n{join} {} AS t{above} ON t{above}.{id} = t{place}.{}", table(&parent.table), ident(by));
-        }
-        let holder = &models[self.lineage.chain[self.lineage.org]];
-        let org = holder.org.as_ref().expect("a lineage ends where there is an org column");
-        let (column, value) = (format!("t{}.{}", self.lineage.org, ident(org)), current_org(self.org_type));
-        let _ = match self.access {
-            Access::Planned => write!(sql, "\nWHERE {column} = {value}"),
-            Access::Whole => write!(sql, "\nWHERE {column} IS NOT DISTINCT FROM (SELECT {value})"),
-        };
-        if !self.order.is_empty() {
-            let order = self.order.iter().map(|column| format!("t{}.{}", self.lineage.groups, ident(column)));
-            let _ = write!(sql, "\nORDER BY {}", order.collect::<Vec<_>>().join(", "));
         }
         sql
     }
@@ -216,6 +255,35 @@ mod tests {
                 && reaction.contains(", t2.\"team_id\"::"),
             "{reaction}"
         );
+    }
+
+    #[test]
+    fn a_lookup_tests_key_and_org_in_one_statement() {
+        let catalog = Catalog::parse(CATALOG).unwrap();
+        let lineage = catalog.lineage(1);
+        let fields = [Output { column: "id", form: Form::Plain }];
+        let select = ModelSelect {
+            catalog: &catalog,
+            lineage: &lineage,
+            fields: &fields,
+            groups: &[],
+            org_type: "uuid",
+            access: Access::Planned,
+            order: vec![],
+        };
+        let test = |is_array, as_text| {
+            let sql = select.lookup(KeyTest { column: "k\"k", is_array, as_text, array_type: "int8[]" });
+            sql.lines()
+                .last()
+                .unwrap()
+                .strip_prefix("WHERE t1.\"organization_id\" = $1::pg_catalog.text::uuid AND ")
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(test(false, false), "t0.\"k\"\"k\" OPERATOR(pg_catalog.=) ANY ($2::int8[])");
+        assert_eq!(test(true, false), "t0.\"k\"\"k\" OPERATOR(pg_catalog.&&) $2::int8[]");
+        assert_eq!(test(false, true), "t0.\"k\"\"k\"::pg_catalog.text OPERATOR(pg_catalog.=) ANY ($2::int8[])");
+        assert_eq!(test(true, true), "t0.\"k\"\"k\"::pg_catalog.text[] OPERATOR(pg_catalog.&&) $2::int8[]");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Floor 2: pure functions over bytes.
 
+pub mod action;
 pub mod trailer;
 
 pub use trailer::Metadata;

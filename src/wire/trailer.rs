@@ -36,8 +36,9 @@ pub struct Metadata<'a> {
     pub epoch: &'a Epoch,
     /// The answer holds everything up to here.
     pub last_sync_id: SyncId,
-    /// The watermark of the snapshot it began from.
-    pub snapshot_sync_id: SyncId,
+    /// The watermark of the snapshot it began from, if it did from one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_sync_id: Option<SyncId>,
     /// How the rows look.
     pub schema_hash: &'a SchemaHash,
     /// The groups this answer was filtered by.
@@ -73,7 +74,7 @@ mod tests {
             method: Method::Snapshot,
             epoch: &Epoch::new("e"),
             last_sync_id: SyncId(9),
-            snapshot_sync_id: SyncId(7),
+            snapshot_sync_id: Some(SyncId(7)),
             schema_hash: &SchemaHash::new("h"),
             subscribed_sync_groups: &[SyncGroup::of("team", "1")],
             returned_models_count: BTreeMap::from([("Issue", 3)]),

@@ -161,6 +161,22 @@ async fn changes_show_up_and_no_answer_is_older_than_its_first_sync_id() {
 }
 
 #[tokio::test]
+async fn what_a_missing_trigger_did_not_log_is_not_missing_from_answers() {
+    let (_database, client, setup) = studio(5).await;
+    let token = setup.token("7", "ann", None);
+    let server = setup.serve().await;
+    fetch(&server, "/sync/bootstrap", &token, "zstd").await;
+    server.until_published(1).await;
+    let lost = r#"DROP TRIGGER "headstart_log_Workspace" ON studio.workspace;
+                  UPDATE studio.workspace SET name = 'Unlogged' WHERE id = 7"#;
+    client.batch_execute(lost).await.unwrap();
+    setup.must(&["migrate", "--apply"]);
+    let (lines, metadata, _) = fetch(&server, "/sync/bootstrap", &token, "zstd").await;
+    assert_eq!(lines, visible(&client, 7, "ann", None, FULL).await);
+    assert_eq!(metadata["method"], "postgres", "the snapshot from before is not used");
+}
+
+#[tokio::test]
 async fn a_published_snapshot_can_be_resumed_and_revalidated() {
     let (_database, client, setup) = studio(50).await;
     let server = setup.serve().await;

@@ -14,6 +14,7 @@ use headstart::dump::DumpSettings;
 use headstart::http::HttpSettings;
 use headstart::http::admin::AdminSettings;
 use headstart::serve::bootstrap::BootstrapSettings;
+use headstart::serve::delta::DeltaSettings;
 use headstart::source::postgres::pool::PoolSettings;
 use headstart::source::postgres::scan::ScanSettings;
 use headstart::source::postgres::watermark::WatermarkSettings;
@@ -75,6 +76,7 @@ fn the_embedded_file_and_the_structs_hold_the_same_settings() {
     same(&config.store, &StoreSettings::default());
     same(&config.dump, &DumpSettings::default());
     same(&config.bootstrap, &BootstrapSettings::default());
+    same(&config.delta, &DeltaSettings::default());
     same(&config.http, &HttpSettings::default());
     same(&config.admin, &AdminSettings::default());
     same(&config.auth, &AuthSettings::default());

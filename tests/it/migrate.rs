@@ -95,10 +95,12 @@ async fn what_was_tampered_with_is_mended() {
         [
             "Make the log's floor `sync_actions_floor`",
             "Make or replace functions: headstart_log_Comment",
-            "Triggers on `issue`; make headstart_log_Issue",
-            "Triggers on `reaction`; make headstart_log_Reaction",
+            "Triggers on `issue`; make headstart_log_Issue; raise the log's floor above what they missed",
+            "Triggers on `reaction`; make headstart_log_Reaction; raise the log's floor above what they missed",
         ]
     );
+    let floor = "SELECT floor = (SELECT last_value FROM sync_actions_id_seq) FROM sync_actions_floor";
+    assert!(client.query_one(floor, &[]).await.unwrap().get::<_, bool>(0));
     assert!(unlogged(&client, &tracker::catalog(tracker::CATALOG)).await.unwrap().is_empty());
 }
 

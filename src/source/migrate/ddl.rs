@@ -46,23 +46,46 @@ COMMENT ON TABLE {table} IS {comment};
     )
 }
 
-/// The index that reads one org's actions in order. `how` is `CONCURRENTLY ` on a log that is in use.
-pub fn org_index(log: &LogTable, how: &str) -> String {
-    format!(
-        "CREATE INDEX {how}{} ON {} ({}, {});\n",
-        quote_ident(&names::org_index(log)),
-        quote_table(&log.table),
-        quote_ident(&log.org),
-        quote_ident(&log.id)
-    )
+/// An index of the log.
+pub struct Index {
+    /// Its name, in the log's schema.
+    pub name: String,
+    /// What it is for, for people.
+    pub purpose: &'static str,
+    definition: String,
 }
 
-/// Removes what a broken CONCURRENTLY left.
-pub fn drop_org_index(log: &LogTable) -> String {
-    format!("DROP INDEX CONCURRENTLY {}.{};\n", quote_ident(&log.table.schema), quote_ident(&names::org_index(log)))
+impl Index {
+    /// The statement that makes it. `how` is `CONCURRENTLY ` on a log that is in use.
+    pub fn make(&self, log: &LogTable, how: &str) -> String {
+        format!("CREATE INDEX {how}{} ON {} {};\n", quote_ident(&self.name), quote_table(&log.table), self.definition)
+    }
+
+    /// Removes what a broken CONCURRENTLY left.
+    pub fn drop(&self, log: &LogTable) -> String {
+        format!("DROP INDEX CONCURRENTLY {}.{};\n", quote_ident(&log.table.schema), quote_ident(&self.name))
+    }
 }
 
-/// One row: the highest sync id that was trimmed away. Changed in the transaction that trims.
+/// The indexes of the log: one org's actions in order, and the actions of some groups. PostgreSQL takes the first alone
+/// for a short range, both together for a long one, so that of a busy org only the rows of the caller's groups are read.
+///
+/// Without `fastupdate` each write puts its groups where they belong; with it every read would search up to
+/// `gin_pending_list_limit` of unsorted entries (PostgreSQL, "GIN Fast Update Technique").
+pub fn indexes(log: &LogTable) -> [Index; 2] {
+    let (org, id, groups) = (quote_ident(&log.org), quote_ident(&log.id), quote_ident(&log.groups));
+    [
+        Index { name: names::org_index(log), purpose: "by org", definition: format!("({org}, {id})") },
+        Index {
+            name: names::groups_index(log),
+            purpose: "by groups",
+            definition: format!("USING gin ({groups}) WITH (fastupdate = off)"),
+        },
+    ]
+}
+
+/// One row: the highest sync id up to which actions may be missing, because they were trimmed away or were never
+/// logged. Changed in the transaction that trims, or that makes a trigger.
 pub fn floor(log: &LogTable) -> String {
     let table = quote_table(&log.floor);
     format!(
@@ -72,6 +95,19 @@ pub fn floor(log: &LogTable) -> String {
 );
 INSERT INTO {table} (floor) VALUES (0);
 "
+    )
+}
+
+/// Raises the floor above all that was logged: what changed before this transaction may be missing from the log. Run it
+/// once the tables are locked. The lock on the log makes watermarks wait for this transaction, as for any writer.
+pub fn raise_floor(log: &LogTable) -> String {
+    let (table, floor) = (quote_table(&log.table), quote_table(&log.floor));
+    format!(
+        "LOCK TABLE {table} IN ROW EXCLUSIVE MODE;
+UPDATE {floor} SET floor = nextval(pg_get_serial_sequence({}, {}));
+",
+        quote_literal(&table),
+        quote_literal(&log.id)
     )
 }
 

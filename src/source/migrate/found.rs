@@ -22,8 +22,8 @@ pub struct Found {
     pub floor: bool,
     /// Whether the marks' table stands.
     pub marks: bool,
-    /// Whether the log's index by org stands and is valid; `None` when there is none.
-    pub org_index: Option<bool>,
+    /// The log's indexes by name, and whether each is valid.
+    pub indexes: BTreeMap<String, bool>,
     /// The cataloged tables that exist.
     pub tables: BTreeMap<TableName, FoundTable>,
     /// Models, by index, whose `from` is a foreign key that PostgreSQL enforces at once.
@@ -152,15 +152,16 @@ impl Found {
         let sql = "SELECT current_setting('server_version_num')::int4,
                           CASE WHEN to_regclass($1) IS NOT NULL
                                THEN coalesce(obj_description(to_regclass($1), 'pg_class'), '') END,
-                          to_regclass($2) IS NOT NULL, to_regclass($3) IS NOT NULL,
-                          (SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-                           WHERE i.indrelid = to_regclass($1) AND c.relname = $4)";
-        let row = client.query_one(sql, &[&table, &floor, &marks, &names::org_index(log)]).await?;
+                          to_regclass($2) IS NOT NULL, to_regclass($3) IS NOT NULL";
+        let row = client.query_one(sql, &[&table, &floor, &marks]).await?;
         self.server_version = row.get::<_, i32>(0).unsigned_abs();
         self.log = row.get(1);
         self.floor = row.get(2);
         self.marks = row.get(3);
-        self.org_index = row.get(4);
+        let sql = "SELECT c.relname::text, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+                   WHERE i.indrelid = to_regclass($1)";
+        let rows = client.query(sql, &[&table]).await?;
+        self.indexes = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         Ok(())
     }
 

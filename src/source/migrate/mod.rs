@@ -1,4 +1,4 @@
-//! Makes and keeps the change log: its tables, its index and the triggers that fill it.
+//! Makes and keeps the change log: its tables, its indexes and the triggers that fill it.
 //!
 //! [`Found::read`] tells what there is, [`plan`] (pure) what is missing, [`Plan::script`] prints that as a script and
 //! [`apply`](fn@apply) does it. All of it is idempotent: what stands as it should is left alone, triggers of models that left the
@@ -68,7 +68,7 @@ use std::time::Duration;
 pub use apply::{MigrateError, apply};
 pub use found::Found;
 
-use crate::model::catalog::{Catalog, TableName};
+use crate::model::catalog::{Catalog, LogTable, TableName};
 use names::{qualified, quote_ident, quote_table};
 
 /// One thing to do, in one transaction if it can be.
@@ -134,7 +134,7 @@ pub fn plan(catalog: &Catalog, found: &Found) -> Result<Plan, Vec<String>> {
     }
     let schema = &catalog.log().table.schema;
     plan.steps.extend(function_step(schema, found, &wanted.functions));
-    plan.steps.extend(trigger_steps(schema, found, &wanted.triggers));
+    plan.steps.extend(trigger_steps(catalog.log(), found, &wanted.triggers));
     plan.steps.extend(obsolete_functions(schema, found, &wanted.functions));
     Ok(plan)
 }
@@ -145,8 +145,8 @@ fn log_steps(catalog: &Catalog, found: &Found) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
     match &found.log {
         None => {
-            let sql = ddl::log(log) + &ddl::org_index(log, "");
-            steps.push(step(format!("Make the log `{}` with its index", log.table), sql, true));
+            let indexes: String = ddl::indexes(log).iter().map(|index| index.make(log, "")).collect();
+            steps.push(step(format!("Make the log `{}` with its indexes", log.table), ddl::log(log) + &indexes, true));
         }
         Some(comment) => match ddl::version(comment) {
             Some(version) if version > ddl::VERSION => {
@@ -166,13 +166,16 @@ fn log_steps(catalog: &Catalog, found: &Found) -> Result<Vec<Step>, String> {
             }
         },
     }
-    if found.log.is_some() && found.org_index != Some(true) {
-        if found.org_index.is_some() {
-            let description = "Drop the index by org that a broken build left invalid".to_owned();
-            steps.push(step(description, ddl::drop_org_index(log), false));
+    for index in ddl::indexes(log).iter().filter(|_| found.log.is_some()) {
+        let valid = found.indexes.get(&index.name);
+        if valid == Some(&false) {
+            let description = format!("Drop the index {} that a broken build left invalid", index.purpose);
+            steps.push(step(description, index.drop(log), false));
         }
-        let description = "Build the index by org, without blocking writers".to_owned();
-        steps.push(step(description, ddl::org_index(log, "CONCURRENTLY "), false));
+        if valid != Some(&true) {
+            let description = format!("Build the index {}, without blocking writers", index.purpose);
+            steps.push(step(description, index.make(log, "CONCURRENTLY "), false));
+        }
     }
     if !found.floor {
         steps.push(step(format!("Make the log's floor `{}`", log.floor), ddl::floor(log), true));
@@ -204,8 +207,10 @@ fn function_step(schema: &str, found: &Found, wanted: &[functions::Function]) ->
     })
 }
 
-/// One step a table: what is new or changed is made, what the catalog no longer wants is dropped.
-fn trigger_steps(schema: &str, found: &Found, wanted: &[triggers::Trigger]) -> Vec<Step> {
+/// One step a table: what is new or changed is made, what the catalog no longer wants is dropped. A trigger that was
+/// missing has left changes unlogged, so the floor rises with it: no snapshot or cursor from before is used again.
+fn trigger_steps(log: &LogTable, found: &Found, wanted: &[triggers::Trigger]) -> Vec<Step> {
+    let schema = &log.table.schema;
     #[derive(Default)]
     struct Change {
         made: Vec<String>,
@@ -237,13 +242,14 @@ fn trigger_steps(schema: &str, found: &Found, wanted: &[triggers::Trigger]) -> V
         let part = |verb: &str, names: &[String]| {
             if names.is_empty() { String::new() } else { format!("; {verb} {}", names.join(", ")) }
         };
-        format!("Triggers on `{table}`{}{}", part("make", &change.made), part("drop", &change.dropped))
+        let raised = if change.made.is_empty() { "" } else { "; raise the log's floor above what they missed" };
+        format!("Triggers on `{table}`{}{}{raised}", part("make", &change.made), part("drop", &change.dropped))
     };
     changes
         .into_iter()
         .map(|(table, change)| Step {
             description: describe(table, &change),
-            sql: change.sql,
+            sql: if change.made.is_empty() { change.sql } else { change.sql + &ddl::raise_floor(log) },
             transactional: true,
             table: Some(table.clone()),
         })

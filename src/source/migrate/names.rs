@@ -43,6 +43,11 @@ pub fn org_index(log: &LogTable) -> String {
     fit(&format!("{}_org_id", log.table.name))
 }
 
+/// The index that finds the actions of some groups.
+pub fn groups_index(log: &LogTable) -> String {
+    fit(&format!("{}_groups", log.table.name))
+}
+
 /// `headstart_<what>_<of>`, cut to what PostgreSQL keeps, without two names becoming one.
 pub fn object(what: &str, of: &str) -> String {
     fit(&format!("{PREFIX}{what}_{of}"))

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use tokio_postgres::GenericClient;
+use tokio_postgres::types::Oid;
 
 use crate::model::catalog::{Catalog, Model, camel_case};
 use crate::model::{Field, ModelSchema, Schema};
 use crate::source::SourceError;
 use crate::source::postgres::faults::{Fault, faults};
+use crate::source::postgres::keys::KeyColumn;
 use crate::source::postgres::tables::{Column, Live};
 use crate::source::postgres::types::{Codec, Types};
 use crate::source::sql::Form;
@@ -41,6 +43,12 @@ pub struct ModelLayout {
     pub codecs: Vec<Codec>,
     /// The model's own group columns.
     pub groups: Vec<GroupColumn>,
+    /// The types of the fields under all domains, as a statement that selects them says.
+    pub types: Vec<Oid>,
+    /// The column that rows are named by.
+    pub id: KeyColumn,
+    /// The columns a batch may ask by, in the order of the catalog's `keys`.
+    pub keys: Vec<KeyColumn>,
 }
 
 /// A column that gives a row sync groups of one kind.
@@ -103,7 +111,7 @@ impl Layout {
         for model in catalog.models() {
             let columns = live.table(&model.table).map_or(&[][..], |table| &table.columns);
             let mut fields = Vec::new();
-            let mut codecs = Vec::new();
+            let (mut codecs, mut types) = (Vec::new(), Vec::new());
             for (name, column) in visible(model, columns) {
                 let codec = live.types.codec(column.oid);
                 fields.push(Field {
@@ -114,13 +122,23 @@ impl Layout {
                     nullable: column.nullable || codec.may_hold_null(),
                 });
                 codecs.push(codec);
+                types.push(live.types.base(column.oid));
             }
             let groups = model.groups.iter().filter_map(|(kind, name)| {
                 let column = columns.iter().find(|column| column.name == *name)?;
                 Some(GroupColumn::new(kind, column, &live.types))
             });
-            models.push(ModelLayout { codecs, groups: groups.collect() });
-            schemas.push(ModelSchema { fields });
+            let key = |name: &str| {
+                let column = columns.iter().find(|column| column.name == name);
+                KeyColumn::new(column.expect("a catalog without faults names columns that exist"), &live.types)
+            };
+            let schema = ModelSchema { fields };
+            let keys = model.keys.iter().map(|name| {
+                key(&schema.field(name).expect("a catalog without faults names keys that are sent").column)
+            });
+            let (groups, keys) = (groups.collect(), keys.collect());
+            models.push(ModelLayout { codecs, groups, types, id: key(&model.id), keys });
+            schemas.push(schema);
         }
         let org = catalog.models().iter().find_map(|model| live.table(&model.table)?.column(model.org.as_ref()?));
         let org_type = org.map_or_else(String::new, |column| org_type(column, &live.types));

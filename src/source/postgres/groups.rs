@@ -3,6 +3,7 @@
 //! Few rows bring a set that no row before them had, so the sets are remembered by the raw bytes of the group columns:
 //! such a row costs one look-up and nothing is decoded.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -79,15 +80,24 @@ impl GroupReader {
 
 impl GroupColumn {
     fn group(&self, raw: &[u8]) -> Result<SyncGroup, Malformed> {
-        let malformed = Malformed("not the id of a group");
-        let id = match (self.value, raw) {
-            (GroupValue::Text, text) => std::str::from_utf8(text).map_err(|_| malformed)?.to_owned(),
-            (GroupValue::Uuid, raw) => hyphenated(raw.try_into().map_err(|_| malformed)?),
-            (GroupValue::Integer, &[a, b]) => i16::from_be_bytes([a, b]).to_string(),
-            (GroupValue::Integer, &[a, b, c, d]) => i32::from_be_bytes([a, b, c, d]).to_string(),
-            (GroupValue::Integer, raw) => i64::from_be_bytes(raw.try_into().map_err(|_| malformed)?).to_string(),
-        };
-        Ok(SyncGroup::of(&self.kind, &id))
+        Ok(SyncGroup::of(&self.kind, &self.value.text(raw)?))
+    }
+}
+
+impl GroupValue {
+    /// The text PostgreSQL prints for a value, given in binary.
+    ///
+    /// # Errors
+    /// [`Malformed`] when it is no value of this kind.
+    pub fn text(self, raw: &[u8]) -> Result<Cow<'_, str>, Malformed> {
+        let malformed = Malformed("not an id");
+        Ok(match (self, raw) {
+            (Self::Text, text) => std::str::from_utf8(text).map_err(|_| malformed)?.into(),
+            (Self::Uuid, raw) => hyphenated(raw.try_into().map_err(|_| malformed)?).into(),
+            (Self::Integer, &[a, b]) => i16::from_be_bytes([a, b]).to_string().into(),
+            (Self::Integer, &[a, b, c, d]) => i32::from_be_bytes([a, b, c, d]).to_string().into(),
+            (Self::Integer, raw) => i64::from_be_bytes(raw.try_into().map_err(|_| malformed)?).to_string().into(),
+        })
     }
 }
 

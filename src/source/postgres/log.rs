@@ -19,7 +19,8 @@ pub struct Log {
     pub table: String,
     /// The sequence that its ids are drawn from.
     pub sequence: String,
-    floor: String,
+    /// The floor's table; `None` where the application writes the log and has none: nothing trims that log.
+    floor: Option<String>,
     id: String,
     org: String,
 }
@@ -28,8 +29,8 @@ impl Log {
     /// Finds the log that the catalog names. It may be replaced by one of the same names later: the epoch tells.
     ///
     /// # Errors
-    /// [`SourceError::Schema`] when there is none, when it may not be read, or when its ids do not come from exactly one
-    /// sequence; else what PostgreSQL says.
+    /// [`SourceError::Schema`] when there is none, when it may not be read, when its ids do not come from exactly one
+    /// sequence, or when it lacks a floor; else what PostgreSQL says.
     pub async fn find(client: &Client, log: &LogTable) -> Result<Self, SourceError> {
         let table = quote_table(&log.table);
         let doing = "looking for the change log";
@@ -54,39 +55,54 @@ impl Log {
             );
             return Err(SourceError::Schema(fault));
         };
+        let floor = quote_table(&log.floor);
+        let there = client
+            .query_one("SELECT to_regclass($1) IS NOT NULL", &[&floor])
+            .await
+            .map_err(|error| classify(doing, error))?
+            .get::<_, bool>(0);
+        if log.managed && !there {
+            let fault = format!("log.floor: there is no table `{}`: run `headstart migrate --apply`", log.floor);
+            return Err(SourceError::Schema(fault));
+        }
         Ok(Self {
             table,
             sequence: sequence.clone(),
-            floor: quote_table(&log.floor),
+            floor: there.then_some(floor),
             id: quote_ident(&log.id),
             org: quote_ident(&log.org),
         })
     }
 
-    /// The highest sync id that was trimmed away; zero where there is no floor table, because nothing trims that log.
+    /// The floor as an expression.
+    fn floor_sql(&self) -> String {
+        self.floor.as_ref().map_or_else(|| "0::bigint".into(), |table| format!("(SELECT floor FROM {table})"))
+    }
+
+    /// The highest sync id up to which actions may be missing.
     ///
     /// # Errors
     /// What PostgreSQL says.
     pub async fn floor(&self, client: &Client) -> Result<SyncId, SourceError> {
-        let failed = |error| classify("reading the log's floor", error);
-        let there = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&self.floor]).await.map_err(failed)?;
-        if !there.get::<_, bool>(0) {
-            return Ok(SyncId::ZERO);
-        }
-        let row = client.query_one(&format!("SELECT floor FROM {}", self.floor), &[]).await.map_err(failed)?;
+        let sql = format!("SELECT {}", self.floor_sql());
+        let row = client.query_one(&sql, &[]).await.map_err(|error| classify("reading the log's floor", error))?;
         Ok(SyncId(row.get::<_, i64>(0).unsigned_abs()))
     }
 
-    /// For each org, how many actions the log holds after a sync id, counted up to `cap`. Reads no more than that of
-    /// each org, from the index.
+    /// For each org, how many actions the log holds after a sync id, counted up to `cap`; `cap` where the log does not
+    /// reach back to that id. Reads no more than that of each org, from the index.
     ///
     /// # Errors
     /// What PostgreSQL says.
     pub async fn pending(&self, client: &Client, orgs: &[(Org, SyncId)], cap: u64) -> Result<Vec<u64>, SourceError> {
         let sql = format!(
-            "SELECT (SELECT count(*) FROM (SELECT FROM {} l WHERE l.{} = a.org AND l.{} > a.after LIMIT $3) counted)
+            "SELECT CASE WHEN a.after < {} THEN $3 ELSE
+                 (SELECT count(*) FROM (SELECT FROM {} l WHERE l.{} = a.org AND l.{} > a.after LIMIT $3) counted) END
              FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS a(org, after, place) ORDER BY place",
-            self.table, self.org, self.id
+            self.floor_sql(),
+            self.table,
+            self.org,
+            self.id
         );
         let names: Vec<&str> = orgs.iter().map(|(org, _)| org.as_str()).collect();
         let after: Vec<i64> = orgs.iter().map(|(_, id)| signed(id.0)).collect();
@@ -215,6 +231,7 @@ async fn sequences(client: &Client, log: &LogTable) -> Result<Vec<String>, tokio
     Ok(rows.iter().map(|row| qualified(row.get(0), row.get(1))).collect())
 }
 
-fn signed(number: u64) -> i64 {
+/// A sync id or a count as PostgreSQL's `bigint`.
+pub fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -3,6 +3,7 @@
 //! [`PostgresSource`] puts the parts together; each part is a function over one connection.
 
 pub mod access;
+pub mod actions;
 pub mod check;
 pub mod columns;
 pub mod copy;
@@ -10,7 +11,9 @@ pub mod encode;
 pub mod error;
 pub mod faults;
 pub mod groups;
+pub mod keys;
 pub mod log;
+pub mod lookup;
 pub mod plan;
 pub mod pool;
 pub mod row;
@@ -32,10 +35,11 @@ use crate::model::catalog::LogTable;
 use crate::model::{Catalog, Epoch, Org, Schema, SyncGroup, SyncId, User, Watermark};
 use crate::source::postgres::columns::{Layout, unfit};
 use crate::source::postgres::log::{Log, Unlogged};
+use crate::source::postgres::lookup::LookupError;
 use crate::source::postgres::pool::Pool;
 use crate::source::postgres::scan::{ScanError, ScanSettings};
 use crate::source::postgres::watermark::{WatermarkSettings, Watermarks};
-use crate::source::{Scan, Source, SourceError};
+use crate::source::{Action, ActionRange, Found, Lookup, Scan, Source, SourceError};
 use crate::task::Tasks;
 
 /// Callers that may be queued for the next probe of the watermark.
@@ -106,6 +110,13 @@ impl PostgresSource {
         }
     }
 
+    async fn look_up(&self, layout: &Layout, lookup: &Lookup) -> Result<Found, LookupError> {
+        let client = self.primary.get().await?;
+        let found = lookup::find(&client, layout, lookup).await?;
+        client.release();
+        Ok(found)
+    }
+
     async fn read_layout(&self) -> Result<Arc<Layout>, SourceError> {
         let client = self.primary.get().await?;
         let layout = columns::read(&*client, &self.catalog).await?.map_err(|faults| unfit(&faults))?;
@@ -171,6 +182,27 @@ impl Source for PostgresSource {
                 Err(ScanError::Source(error)) => return Err(error),
             }
         }
+    }
+
+    async fn lookup(&self, lookup: &Lookup) -> Result<Found, SourceError> {
+        let layout = self.layout().await?;
+        match self.look_up(&layout, lookup).await {
+            Err(LookupError::Changed(_)) => {}
+            Err(LookupError::Source(error)) => return Err(error),
+            Ok(found) => return Ok(found),
+        }
+        let layout = self.read_layout().await?;
+        match self.look_up(&layout, lookup).await {
+            Err(LookupError::Changed(error) | LookupError::Source(error)) => Err(error),
+            Ok(found) => Ok(found),
+        }
+    }
+
+    async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError> {
+        let client = self.primary.get().await?;
+        let actions = actions::read(&client, &self.log.get(&client).await?, &self.catalog, range).await?;
+        client.release();
+        Ok(actions)
     }
 
     async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError> {

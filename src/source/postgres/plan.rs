@@ -96,7 +96,8 @@ impl<'a> Draft<'a> {
         let owner = lineage.chain[lineage.groups];
         let groups = &layout.models[owner].groups;
         let class = &catalog.models()[model].name;
-        let plan = RowPlan::new(class, &layout.schema.models[model], &layout.models[model], groups, owner != model);
+        let plan =
+            RowPlan::new(class, &layout.schema.models[model], &layout.models[model].codecs, groups, owner != model);
         Self { catalog, model, lineage, groups, org_type: &layout.org_type, plan }
     }
 

@@ -5,17 +5,17 @@
 //! merely dropped (an error, a caller that went away in mid-statement or in a transaction) is not trusted: its
 //! statement is cancelled on the server and the connection closed. So no one inherits another's transaction.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::num::NonZeroU32;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 
 use crate::source::SourceError;
 use crate::source::postgres::error::classify;
@@ -24,6 +24,9 @@ use crate::task::Tasks;
 
 /// How long a cancel request may take before the connection is closed without it.
 const CANCEL_WITHIN: Duration = Duration::from_secs(5);
+
+/// Statements a connection keeps prepared: one for each model and key that batches ask by.
+const MAX_PREPARED: usize = 1000;
 
 /// The size and the limits of a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +87,8 @@ struct Connection {
     client: Client,
     /// Takes the permit along, so that the place is free only once the connection is closed.
     close: oneshot::Sender<OwnedSemaphorePermit>,
+    /// By version and text. At most `MAX_PREPARED`; past that all are closed and prepared again.
+    prepared: Mutex<HashMap<Box<str>, Statement>>,
 }
 
 impl Pool {
@@ -171,7 +176,7 @@ impl Pool {
             }
         });
         client.batch_execute(&self.0.settings.pins()).await.map_err(|error| classify("pinning the session", error))?;
-        Ok(Connection { client, close })
+        Ok(Connection { client, close, prepared: Mutex::default() })
     }
 }
 
@@ -235,6 +240,32 @@ impl Lease {
         drop(idle);
         // After the connection is back, so that whoever gets the place finds it.
         drop(permit);
+    }
+}
+
+impl Lease {
+    /// A statement of this text, prepared once a connection and version of the tables: one that was prepared before
+    /// they changed may be refused.
+    ///
+    /// # Errors
+    /// What the database says of it.
+    pub async fn prepared(&self, version: &str, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+        let key = format!("{version} {sql}").into_boxed_str();
+        if let Some(statement) = self.statements().get(&key) {
+            return Ok(statement.clone());
+        }
+        let statement = self.prepare(sql).await?;
+        let mut statements = self.statements();
+        if statements.len() >= MAX_PREPARED {
+            statements.clear();
+        }
+        statements.insert(key, statement.clone());
+        Ok(statement)
+    }
+
+    fn statements(&self) -> MutexGuard<'_, HashMap<Box<str>, Statement>> {
+        let (connection, _) = self.held.as_ref().expect("only release and drop take it, and both end the lease");
+        connection.prepared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::model::ModelSchema;
-use crate::source::postgres::columns::{GroupColumn, ModelLayout};
+use crate::source::postgres::columns::GroupColumn;
 use crate::source::postgres::encode::{self, Malformed};
 use crate::source::postgres::types::Codec;
 use crate::source::sql::{Form, Output};
@@ -55,18 +55,18 @@ pub struct RowPlan<'a> {
 }
 
 impl<'a> RowPlan<'a> {
-    /// `groups` are those of the model that owns them; `inherited` says whether that is another one. A group column of
+    /// `codecs` are those of the schema's fields. `groups` are those of the model that owns them; `inherited` says whether that is another one. A group column of
     /// the row's own table that is sent anyway, in the form the groups need, is not selected twice.
     pub fn new(
         class: &str,
         schema: &'a ModelSchema,
-        layout: &ModelLayout,
+        codecs: &[Codec],
         groups: &'a [GroupColumn],
         inherited: bool,
     ) -> Self {
         let mut fields = Vec::new();
         let mut columns = Vec::new();
-        for (field, codec) in schema.fields.iter().zip(&layout.codecs) {
+        for (field, codec) in schema.fields.iter().zip(codecs) {
             let form = if *codec == Codec::Fallback { Form::Json } else { Form::Plain };
             fields.push(Output { column: &field.column, form });
             let mut key = vec![b','];
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn nulls_are_left_out_and_groups_are_not_sent_twice() {
         let schema = ModelSchema { fields: vec![field("a"), field("b"), field("c")] };
-        let layout = ModelLayout { codecs: vec![Codec::Int4, Codec::Jsonb, Codec::Fallback], groups: vec![] };
+        let codecs = [Codec::Int4, Codec::Jsonb, Codec::Fallback];
         let group = |column: &str, form| GroupColumn {
             kind: "k".into(),
             column: column.into(),
@@ -181,10 +181,10 @@ mod tests {
             array: false,
         };
         let groups = [group("a", Form::Plain), group("b", Form::Text)];
-        let mut plan = RowPlan::new("It", &schema, &layout, &groups, false);
+        let mut plan = RowPlan::new("It", &schema, &codecs, &groups, false);
         assert_eq!(plan.fields[2].form, Form::Json);
         assert_eq!(plan.groups, [Output { column: "b", form: Form::Text }]);
-        assert_eq!(RowPlan::new("It", &schema, &layout, &groups, true).groups.len(), 2);
+        assert_eq!(RowPlan::new("It", &schema, &codecs, &groups, true).groups.len(), 2);
 
         let mut tuple = 4_i16.to_be_bytes().to_vec();
         tuple.extend([0, 0, 0, 4, 0, 0, 0, 9]);

@@ -6,12 +6,15 @@ use futures_util::{StreamExt, TryStreamExt};
 use headstart::dump::policy::Limits;
 use headstart::dump::runner::Runner;
 use headstart::dump::{DumpSettings, Dumps};
+use headstart::metrics::Metrics;
 use headstart::model::schema::{Field, JsonKind};
 use headstart::model::{
     BootstrapQuery, Caller, Catalog, Grants, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId, User,
 };
+use headstart::serve::batch::{Loader, LoaderSettings};
 use headstart::serve::bootstrap::BootstrapSettings;
-use headstart::serve::{Answer, Content, Part, ServeError, Service};
+use headstart::serve::delta::DeltaSettings;
+use headstart::serve::{Answer, Content, Part, ServeError, ServeSettings, Service};
 use headstart::snapshot::frame;
 use headstart::source::memory::MemorySource;
 use headstart::store::{MemoryStore, PackCache, Retention, Slot, SnapshotStore};
@@ -66,8 +69,10 @@ impl World {
         let dumps = Dumps::new(source.clone(), store.clone(), tasks.clone(), settings);
         let cache = PackCache::new(store.clone(), &Default::default(), tasks.clone());
         // Looks are not shared beyond those who ask at the same time, so that a test sees its own changes at once.
+        let loader = Loader::new(source.clone(), tasks.clone(), LoaderSettings::default(), Metrics::new());
         let settings = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
-        let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), LIMITS, settings);
+        let settings = ServeSettings { limits: LIMITS, bootstrap: settings, delta: DeltaSettings::default() };
+        let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings);
         Self { source, store, dumps, service, tasks, schema }
     }
 
@@ -131,6 +136,7 @@ pub async fn receive(answer: Answer) -> Result<Received, ServeError> {
             }
             stored.rows().to_vec()
         }
+        Content::Nothing => Vec::new(),
         Content::Live(mut parts) => loop {
             match parts.next().await.expect("a live answer does not just stop")? {
                 Part::Frames(bytes) => decode(&bytes, &mut raw),
@@ -141,7 +147,7 @@ pub async fn receive(answer: Answer) -> Result<Received, ServeError> {
     let mut lines: Vec<String> = String::from_utf8(raw).unwrap().lines().map(str::to_owned).collect();
     lines.sort_unstable();
     assert_eq!(rows.iter().sum::<u64>(), lines.len() as u64, "the counts are true");
-    let trailer = serde_json::from_slice(&answer.facts.trailer(&rows)).unwrap();
+    let trailer = serde_json::from_slice(&answer.facts.trailer(&rows, None)).unwrap();
     Ok(Received { lines, trailer })
 }
 

@@ -1,0 +1,95 @@
+//! The watermark a load is read at: taken before its statement is sent, so that the answer may say it.
+//!
+//! A watermark that was true once stays true for as long as its epoch lasts. So while an open writer holds the probe back, a
+//! load goes on with the last one that is known, if the database is still in that epoch.
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::model::{SyncId, Watermark};
+use crate::serve::batch::LoadError;
+use crate::source::{Source, SourceError};
+
+/// How long a load waits for a probe before it goes on with what is known. A probe that nobody holds back takes a few
+/// milliseconds.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How often the watermark is looked at while a load waits for it.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Takes watermarks, and remembers the last.
+pub struct Marks {
+    source: Arc<dyn Source>,
+    known: Mutex<Option<Watermark>>,
+}
+
+impl Marks {
+    /// None is known.
+    pub fn new(source: Arc<dyn Source>) -> Self {
+        Self { source, known: Mutex::default() }
+    }
+
+    /// A watermark that is true of everything that is read from now on.
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn take(&self) -> Result<Watermark, SourceError> {
+        let Some(known) = self.known() else { return Ok(self.remember(self.source.watermark().await?)) };
+        let mut probe = pin!(self.source.watermark());
+        let held = match timeout(PATIENCE, probe.as_mut()).await {
+            Ok(Ok(watermark)) => return Ok(self.remember(watermark)),
+            Ok(Err(held @ SourceError::Held { .. })) => Some(held),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => None,
+        };
+        if self.source.epoch().await? == known.epoch {
+            return Ok(known);
+        }
+        match held {
+            Some(held) => Err(held),
+            None => Ok(self.remember(probe.await?)),
+        }
+    }
+
+    /// Waits until the watermark is at `needed`, for at most `wait`.
+    ///
+    /// # Errors
+    /// [`LoadError::Ahead`] when it did not get there; the source's.
+    pub async fn reach(&self, needed: SyncId, wait: Duration) -> Result<(), LoadError> {
+        let limit = Instant::now() + wait;
+        loop {
+            let known = match self.known() {
+                Some(known) if known.sync_id >= needed => return Ok(()),
+                _ if needed == SyncId::ZERO => return Ok(()),
+                _ => self.take().await.map_err(LoadError::from)?,
+            };
+            if known.sync_id >= needed {
+                return Ok(());
+            }
+            if Instant::now() >= limit {
+                return Err(LoadError::Ahead { watermark: known.sync_id });
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// The last one that was taken.
+    pub fn known(&self) -> Option<Watermark> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers it, and gives the highest known of its epoch.
+    fn remember(&self, watermark: Watermark) -> Watermark {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) =
+            known.as_ref().filter(|known| known.epoch == watermark.epoch && known.sync_id > watermark.sync_id)
+        {
+            return known.clone();
+        }
+        *known = Some(watermark.clone());
+        watermark
+    }
+}

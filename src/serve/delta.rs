@@ -1,0 +1,217 @@
+//! Catching up: the sync actions between two points of the log, as one caller sees them.
+//!
+//! The log holds no payload. The caller's org and groups filter it first, then the last action of each object is taken,
+//! and letter and data come from the row as it is now: whoever lost a row, or may no longer see it, gets a `D`. So an
+//! action may show a newer row than its sync id tells; the action that says so follows in a later answer, and applying
+//! a newer row early is harmless.
+//!
+//! What is held: the list of actions, about 100 bytes each and at most [`DeltaSettings::max_actions`] (in a bootstrap:
+//! the hard limit of pending actions), and one piece of lines. Rows are read as the answer is sent, a piece at a time,
+//! through the loader: callers who catch up on the same objects share the reading.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_stream::try_stream;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::model::{Caller, DeltaQuery, Grants, Letter, Org, Schema, SyncGroup, SyncId};
+use crate::serve::batch::{Ask, Loader};
+use crate::serve::{Answer, Content, Facts, ServeError, Service};
+use crate::source::{Action, ActionRange, By, FoundRow, Object, SourceError};
+use crate::store::Slot;
+use crate::wire::action;
+use crate::wire::trailer::Method;
+
+/// How many actions make a piece of an answer.
+const PIECE_ACTIONS: usize = 256;
+
+/// How long the rows of one piece may take to be read.
+const PIECE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Up to so many actions nobody is sent away to bootstrap, however small the org.
+const ALWAYS: usize = 1000;
+
+/// Settings `[delta]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeltaSettings {
+    /// Actions in one answer at most; past it 410 `RESYNC_REQUIRED`.
+    pub max_actions: usize,
+    /// How many rows of a published snapshot cost as much as one action.
+    pub action_cost: u64,
+}
+
+impl Default for DeltaSettings {
+    /// What `config/headstart.toml` says; a test holds the two together.
+    fn default() -> Self {
+        Self { max_actions: 50_000, action_cost: 20 }
+    }
+}
+
+/// Why a client has to bootstrap instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Resync {
+    /// The cursor belongs to another history of the database.
+    #[error("the cursor is of another epoch")]
+    OtherEpoch,
+    /// The log no longer reaches back to the cursor.
+    #[error("the log no longer reaches back to the cursor: it holds nothing up to {floor}")]
+    Trimmed {
+        /// The highest sync id up to which actions may be missing.
+        floor: SyncId,
+    },
+    /// A bootstrap is cheaper.
+    #[error("catching up is dearer than a bootstrap")]
+    Dearer,
+}
+
+/// Sync actions that are still to be brought to a caller: part of an answer, read as it is sent.
+pub struct CatchUp {
+    loader: Loader,
+    org: Org,
+    /// Rows are read at this sync id or later.
+    to: SyncId,
+    schema: Arc<Schema>,
+    grants: Grants,
+    /// The whole list that a change of memberships tells.
+    groups: Vec<SyncGroup>,
+    actions: Vec<Action>,
+}
+
+impl CatchUp {
+    /// How many lines it will be: one for each action.
+    pub fn len(&self) -> usize {
+        self.actions.len()
+    }
+
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.actions.is_empty()
+    }
+
+    /// The lines, oldest first, in pieces. An error is the last item.
+    pub fn lines(self) -> BoxStream<'static, Result<Bytes, ServeError>> {
+        Box::pin(try_stream! {
+            for actions in self.actions.chunks(PIECE_ACTIONS) {
+                yield self.piece(actions).await?;
+            }
+        })
+    }
+
+    async fn piece(&self, actions: &[Action]) -> Result<Bytes, ServeError> {
+        let rows = self.rows(actions).await?;
+        let models = self.schema.catalog.models();
+        let mut lines = Vec::new();
+        for Action { id, letter, object } in actions {
+            let Some(object) = object else {
+                action::groups(&mut lines, *id, &self.groups);
+                continue;
+            };
+            let row = rows.get(object).filter(|row| self.grants.sees(&row.groups));
+            let letter = if row.is_some() { *letter } else { Letter::Delete };
+            let row = row.map(|row| &*row.line);
+            action::object(&mut lines, *id, letter, &models[object.model].name, &object.id, row);
+        }
+        Ok(lines.into())
+    }
+
+    /// The rows as they are now of every object that is not known to be gone.
+    async fn rows<'a>(&self, actions: &'a [Action]) -> Result<HashMap<&'a Object, FoundRow>, ServeError> {
+        let objects: Vec<&Object> = (actions.iter())
+            .filter(|action| action.letter != Letter::Delete)
+            .filter_map(|action| action.object.as_ref())
+            .collect();
+        let ask = |object: &&Object| Ask { model: object.model, by: By::Id, value: object.id.clone() };
+        let asks: Vec<Ask> = objects.iter().map(ask).collect();
+        let loaded = self.loader.load(&self.org, &asks, self.to, Instant::now() + PIECE_WITHIN).await?;
+        if let Some(changed) = loaded.iter().find(|loaded| loaded.schema.hash != self.schema.hash) {
+            return Err(ServeError::SchemaMismatch { server: changed.schema.hash.to_string() });
+        }
+        let rows = objects.into_iter().zip(&loaded);
+        Ok(rows.filter_map(|(object, loaded)| Some((object, loaded.rows.first()?.clone()))).collect())
+    }
+}
+
+impl Service {
+    /// What happened after the caller's cursor.
+    ///
+    /// # Errors
+    /// [`ServeError::Resync`] when only a bootstrap helps; [`ServeError::Ahead`] when the watermark does not get to the
+    /// cursor in time; the source's.
+    pub async fn delta(&self, caller: &Caller, query: &DeltaQuery) -> Result<Answer, ServeError> {
+        let schema = self.schema().await?;
+        if query.schema_hash.as_ref().is_some_and(|hash| *hash != schema.hash) {
+            return Err(ServeError::SchemaMismatch { server: schema.hash.to_string() });
+        }
+        if let Some(fault) = self.source().unlogged().await?.values().next() {
+            return Err(fault.clone().into());
+        }
+        let watermark = self.wait_for_watermark(query.last_sync_id, Some(&query.epoch)).await?;
+        let to = query.to_sync_id.map_or(watermark.sync_id, |to| to.min(watermark.sync_id));
+        let range = ActionRange {
+            org: caller.org.clone(),
+            after: query.last_sync_id,
+            to,
+            groups: caller.grants.as_slice().to_vec(),
+            limit: self.shared.settings.delta.max_actions.saturating_add(1),
+        };
+        let actions = match self.source().actions(&range).await {
+            Ok(actions) => actions,
+            Err(SourceError::Trimmed { floor }) => return Err(Resync::Trimmed { floor }.into()),
+            Err(error) => return Err(error.into()),
+        };
+        if actions.len() >= range.limit || self.is_dearer(caller, &schema, actions.len()).await {
+            return Err(Resync::Dearer.into());
+        }
+        let facts = Facts {
+            method: Method::Postgres,
+            snapshot: None,
+            epoch: watermark.epoch,
+            last_sync_id: to,
+            wanted: vec![false; schema.models.len()],
+            schema,
+            groups: caller.grants.as_slice().to_vec(),
+        };
+        let actions = self.catch_up(caller, &facts, &caller.grants, actions);
+        Ok(Answer { facts, content: Content::Nothing, actions: Some(actions) })
+    }
+
+    /// Whether so many actions cost more than the caller's bootstrap would, if there is a published snapshot to tell
+    /// how much that is.
+    ///
+    /// The rule: an action costs as much as `delta.action_cost` rows of a snapshot, because its row is looked up and
+    /// encoded for this answer alone while a snapshot's rows leave as they are stored. Without a snapshot the bootstrap
+    /// would read all rows from the database, and catching up is never dearer.
+    async fn is_dearer(&self, caller: &Caller, schema: &Arc<Schema>, actions: usize) -> bool {
+        if actions <= ALWAYS {
+            return false;
+        }
+        let slot = Slot { org: caller.org.clone(), schema: schema.hash.clone() };
+        let Ok(look) = self.freshness().recent(&slot, self.settings().freshness()).await else { return false };
+        let Some(current) = &look.head.current else { return false };
+        let Ok(manifest) = self.cache().manifest(&slot, current.facts.id).await else { return false };
+        let rows: u64 = (manifest.frames.iter())
+            .filter(|frame| caller.grants.sees(&manifest.sets[frame.set as usize]))
+            .map(|frame| u64::from(frame.rows))
+            .sum();
+        actions as u64 * self.shared.settings.delta.action_cost > rows
+    }
+
+    /// The actions as this caller gets them.
+    pub(super) fn catch_up(&self, caller: &Caller, facts: &Facts, grants: &Grants, actions: Vec<Action>) -> CatchUp {
+        CatchUp {
+            loader: self.loader().clone(),
+            org: caller.org.clone(),
+            to: facts.last_sync_id,
+            schema: facts.schema.clone(),
+            grants: grants.clone(),
+            groups: facts.groups.clone(),
+            actions,
+        }
+    }
+}
