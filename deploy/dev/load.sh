@@ -6,6 +6,7 @@
 #   USERS, DURATION_S          clients at once (10), seconds of each scenario (10; the soak takes six times that)
 #   STORE=mongo|folder         where snapshots are kept (default mongo)
 #   SCRIPTS="bootstrap …"      only these
+#   BINARY=path                a build to test instead of one of the present code
 #   FIRST_BYTE_MS              what the 95th percentile to the first byte is held against (500)
 #
 # Reports, one page with charts and one of k6's for each script: .dev/load/index.html. A run of all scripts also writes
@@ -13,13 +14,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/dev/machine.sh
-need_rust
 has curl || install_packages curl curl
 k6=$(deploy/dev/k6.sh bin)
 
 all="bootstrap stampede soak"
 export SCALE=${SCALE:-medium} USERS=${USERS:-10} DURATION_S=${DURATION_S:-10} FIRST_BYTE_MS=${FIRST_BYTE_MS:-500}
-scripts=${SCRIPTS:-$all}
+read -r -a scripts <<<"${SCRIPTS:-$all}"
 store=${STORE:-mongo}
 # Lines are counted while that does not cost more than what is measured.
 [ "$SCALE" != large ] || export CHECK=${CHECK:-last}
@@ -122,17 +122,21 @@ run_script() {
     fi
 }
 
-cargo build --release --locked --bin headstart
-binary=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)/release/headstart
+binary=${BINARY:-}
+if [ -z "$binary" ]; then
+    need_rust
+    cargo build --release --locked --bin headstart
+    binary=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)/release/headstart
+fi
 start_service
 failed=
-for script in $scripts; do
+for script in "${scripts[@]}"; do
     run_script "$script"
 done
 results=()
-[ "$scripts" != "$all" ] || results=(--results loadtests/RESULTS.md)
+[ "${scripts[*]}" != "$all" ] || results=(--results loadtests/RESULTS.md)
 python3 loadtests/report.py "$reports" --command "make load SCALE=$SCALE USERS=$USERS DURATION_S=$DURATION_S STORE=$store" \
     --k6 "$("$k6" version)" --postgres "$("$(dirname "${writers[0]}")/postgres" --version)" \
-    --service "$("$binary" --version)" "${results[@]}" $scripts || failed+=" report"
+    --service "$("$binary" --version)" "${results[@]}" "${scripts[@]}" || failed+=" report"
 say "charts: $reports/index.html"
 [ -z "$failed" ] || die "failed:$failed"

@@ -1,6 +1,7 @@
 # What the scripts beside this one need of the machine: messages, packages, free ports, the beginning and the end of a
 # process.
 # Sourced, not run.
+# shellcheck shell=bash
 
 say() { printf '%s\n' "headstart: $*" >&2; }
 

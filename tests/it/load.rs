@@ -12,7 +12,7 @@ use crate::support::server::{SECRET, Setup};
 const SCRIPTS: [&str; 3] = ["bootstrap.js", "stampede.js", "soak.js"];
 
 /// Runs a script against a service, with two clients, a second for each of its parts.
-fn k6(script: &str, url: &str, secret: &str) -> Output {
+pub fn k6(script: &str, url: &str, secret: &str) -> Output {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let found = Command::new(root.join("deploy/dev/k6.sh")).arg("bin").output().expect("run k6.sh");
     assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
@@ -25,7 +25,7 @@ fn k6(script: &str, url: &str, secret: &str) -> Output {
 }
 
 /// What k6 said.
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
