@@ -126,3 +126,27 @@ async fn what_is_sent_arrives_at_once_and_what_breaks_stays_broken() {
     };
     tokio::join!(answer, ask);
 }
+
+/// nginx takes no more of an answer than its client does: the service is told to wait, and nothing piles up between them.
+#[tokio::test]
+async fn a_client_that_does_not_read_stops_the_service_too() {
+    const LEN: usize = 128 << 20;
+    let service = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let nginx = Nginx::start(&service.local_addr().expect("its address").to_string()).await;
+    let answer = async {
+        let (mut connection, _) = service.accept().await.expect("nginx connects");
+        let mut head = [0; 4096];
+        let _ = connection.read(&mut head).await.expect("a request");
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LEN}\r\n\r\n");
+        connection.write_all(head.as_bytes()).await.expect("write");
+        let mut sent = 0;
+        // It has stopped when for so long not a byte more was taken.
+        while let Ok(taken) = tokio::time::timeout(Duration::from_millis(500), connection.write(&[b'a'; 1 << 16])).await
+        {
+            sent += taken.expect("write");
+            assert!(sent < LEN / 2, "nginx took {sent} bytes that nobody reads");
+        }
+    };
+    let (response, ()) = tokio::join!(nginx.get("/sync/bootstrap", "r-1"), answer);
+    assert_eq!(response.status(), 200);
+}
