@@ -82,7 +82,7 @@ def facts(arguments):
     return [
         ("date", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")),
         ("command", f"`{arguments.command}`"),
-        ("machine", machine()),
+        ("machine", f"{machine()}; load average before the run {arguments.busy}"),
         ("system", f"{system}, Linux {platform.release()}"),
         ("versions", f"{arguments.service}; {arguments.postgres}; {arguments.k6.split(' (')[0]}"),
     ]
@@ -234,7 +234,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("scripts", nargs="+")
-    for name in ["command", "k6", "postgres", "service"]:
+    for name in ["command", "k6", "postgres", "service", "busy"]:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()

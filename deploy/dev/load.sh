@@ -59,6 +59,9 @@ start_service() {
         folder) export HEADSTART_STORE_URL="file://$work/store" ;;
         *) die "STORE is mongo or folder, not $store" ;;
     esac
+    # The build's own defaults, whatever stands in the working directory.
+    : >"$work/headstart.toml"
+    export HEADSTART_CONFIG=$work/headstart.toml
     export HEADSTART_CATALOG_PATH=$PWD/config/catalog.toml HEADSTART_DUMP_SPOOL_DIR=$work/spool
     HEADSTART_AUTH_HS256_SECRET=$(od -An -N 32 -t x1 /dev/urandom | tr -d ' \n')
     export HEADSTART_AUTH_HS256_SECRET SECRET=$HEADSTART_AUTH_HS256_SECRET
@@ -129,6 +132,8 @@ if [ -z "$binary" ]; then
     binary=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)/release/headstart
 fi
 start_service
+# What else the machine was doing.
+read -r busy _ </proc/loadavg
 failed=
 for script in "${scripts[@]}"; do
     run_script "$script"
@@ -137,6 +142,6 @@ results=()
 [ "${scripts[*]}" != "$all" ] || results=(--results loadtests/RESULTS.md)
 python3 loadtests/report.py "$reports" --command "make load SCALE=$SCALE USERS=$USERS DURATION_S=$DURATION_S STORE=$store" \
     --k6 "$("$k6" version)" --postgres "$("$(dirname "${writers[0]}")/postgres" --version)" \
-    --service "$("$binary" --version)" "${results[@]}" "${scripts[@]}" || failed+=" report"
+    --service "$("$binary" --version)" --busy "$busy" "${results[@]}" "${scripts[@]}" || failed+=" report"
 say "charts: $reports/index.html"
 [ -z "$failed" ] || die "failed:$failed"
