@@ -34,6 +34,15 @@ pub enum HttpError {
     /// The query makes no sense.
     #[error(transparent)]
     Query(#[from] QueryError),
+    /// The body makes no sense.
+    #[error(transparent)]
+    Body(QueryError),
+    /// The body, or what it asks for, is too much at once.
+    #[error(transparent)]
+    TooLarge(QueryError),
+    /// The body is of another media type, or encoded.
+    #[error("the body is not plain JSON")]
+    MediaType,
     /// The service has no answer.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -46,9 +55,9 @@ pub enum HttpError {
     /// There is nothing at this path.
     #[error("there is nothing at this path")]
     NotFound,
-    /// The path is not asked with this method.
-    #[error("the path is not asked with this method")]
-    Method,
+    /// The path is asked with these methods only.
+    #[error("the path is asked with {0}")]
+    Method(&'static str),
     /// The path and query have more bytes than this limit.
     #[error("the path and query have more than {0} bytes")]
     Uri(usize),
@@ -206,11 +215,14 @@ impl HttpError {
         match self {
             Self::Unauthenticated(_) => Code::Unauthenticated,
             Self::Query(_) => Code::InvalidQuery,
+            Self::Body(_) => Code::InvalidBody,
+            Self::TooLarge(_) => Code::RequestTooLarge,
+            Self::MediaType => Code::UnsupportedMediaType,
             Self::Serve(error) => serve_code(error),
             Self::NotAcceptable => Code::NotAcceptable,
             Self::Range(_) => Code::RangeNotSatisfiable,
             Self::NotFound => Code::NotFound,
-            Self::Method => Code::MethodNotAllowed,
+            Self::Method(_) => Code::MethodNotAllowed,
             Self::Uri(_) => Code::UriTooLong,
             Self::Headers(_) => Code::HeadersTooLarge,
             Self::Panic(_) | Self::Begin(_) => Code::Internal,
@@ -255,8 +267,8 @@ impl HttpError {
             (StatusCode::UNAUTHORIZED, _) => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            (StatusCode::METHOD_NOT_ALLOWED, _) => {
-                headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            (_, Self::Method(allowed)) => {
+                headers.insert(ALLOW, HeaderValue::from_static(allowed));
             }
             (_, Self::Range(len)) => {
                 let value = HeaderValue::try_from(format!("bytes */{len}")).expect("digits can stand in a header");
@@ -271,7 +283,7 @@ impl HttpError {
     fn detail(&self, code: Code) -> String {
         match self {
             // These speak of the request only; the text of other errors may name a session, a table, a file.
-            Self::Query(error) => error.to_string(),
+            Self::Query(error) | Self::Body(error) | Self::TooLarge(error) => error.to_string(),
             Self::Serve(
                 error @ (ServeError::UnknownModel(_)
                 | ServeError::ExplicitModel(_)
@@ -279,9 +291,13 @@ impl HttpError {
                 | ServeError::SchemaMismatch { .. }
                 | ServeError::NoCacheRefused
                 | ServeError::Resync(_)
-                | ServeError::Ahead { .. }),
+                | ServeError::Ahead { .. }
+                | ServeError::NoSuchModel(_)
+                | ServeError::NoSuchKey(_)
+                | ServeError::TooMuch(_)
+                | ServeError::Load(LoadError::Ahead { .. })),
             ) => error.to_string(),
-            Self::Uri(_) | Self::Headers(_) => self.to_string(),
+            Self::Uri(_) | Self::Headers(_) | Self::Method(_) => self.to_string(),
             Self::Range(len) => format!("the answer has {len} bytes"),
             _ => code.meaning().into(),
         }
@@ -291,7 +307,13 @@ impl HttpError {
     fn field(&self, code: Code) -> Option<&str> {
         match self {
             _ if code == Code::Unauthenticated => Some("authorization"),
-            Self::Query(error) => Some(&error.field),
+            Self::Query(error)
+            | Self::Body(error)
+            | Self::TooLarge(error)
+            | Self::Serve(ServeError::NoSuchModel(error) | ServeError::NoSuchKey(error) | ServeError::TooMuch(error)) => {
+                Some(&error.field)
+            }
+            Self::MediaType => Some("content-type"),
             Self::Serve(ServeError::UnknownModel(_) | ServeError::ExplicitModel(_)) => Some("onlyModels"),
             Self::Serve(ServeError::GroupNotHeld(_)) => Some("syncGroups"),
             Self::Serve(ServeError::SchemaMismatch { .. }) => Some("schemaHash"),
@@ -313,7 +335,8 @@ impl Code {
             Self::Unauthenticated => "a valid bearer token is needed",
             Self::NotAcceptable => "zstd, gzip and identity are offered; `accept-encoding` refuses them",
             Self::NotFound => "there is nothing at this path",
-            Self::MethodNotAllowed => "this path is asked with GET",
+            Self::UnsupportedMediaType => "the body is `application/json`, without a content coding",
+            Self::MethodNotAllowed => "this path is asked with another method",
             Self::WatermarkHeld => "an open transaction keeps the database from where the request wants it",
             Self::DatabaseUnavailable => "the database does not answer in time",
             Self::CatalogMismatch => "the database's tables do not fit the service's catalog",
@@ -339,6 +362,9 @@ fn serve_code(error: &ServeError) -> Code {
         ServeError::Source(error) => source_code(error),
         ServeError::Store(error) => store_code(error),
         ServeError::Dump(error) => dump_code(error),
+        ServeError::NoSuchModel(_) => Code::UnknownModel,
+        ServeError::NoSuchKey(_) => Code::InvalidKey,
+        ServeError::TooMuch(_) => Code::AnswerTooLarge,
         ServeError::Load(error) => load_code(error),
     }
 }
@@ -464,7 +490,7 @@ mod tests {
         }
         assert_eq!(body(&HttpError::Unauthenticated(None)).await.0[WWW_AUTHENTICATE], "Bearer");
         assert_eq!(body(&HttpError::Range(42)).await.0[CONTENT_RANGE], "bytes */42");
-        assert_eq!(body(&HttpError::Method).await.0[ALLOW], "GET, HEAD");
+        assert_eq!(body(&HttpError::Method("GET, HEAD")).await.0[ALLOW], "GET, HEAD");
         let mismatch = HttpError::Serve(ServeError::SchemaMismatch { server: "abc".into() });
         assert_eq!(body(&mismatch).await.1["schemaHash"], "abc");
         let ahead = HttpError::Serve(ServeError::Ahead { watermark: SyncId(4) });

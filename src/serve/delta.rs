@@ -177,7 +177,7 @@ impl Service {
             schema,
             groups: caller.grants.as_slice().to_vec(),
         };
-        let actions = self.catch_up(caller, &facts, &caller.grants, actions);
+        let actions = self.catch_up(caller, &facts, actions);
         Ok(Answer { facts, content: Content::Nothing, actions: Some(actions) })
     }
 
@@ -202,14 +202,14 @@ impl Service {
         actions as u64 * self.shared.settings.delta.action_cost > rows
     }
 
-    /// The actions as this caller gets them.
-    pub(super) fn catch_up(&self, caller: &Caller, facts: &Facts, grants: &Grants, actions: Vec<Action>) -> CatchUp {
+    /// The actions as this caller gets them: rows are shown by all groups that the caller holds.
+    pub(super) fn catch_up(&self, caller: &Caller, facts: &Facts, actions: Vec<Action>) -> CatchUp {
         CatchUp {
             loader: self.loader().clone(),
             org: caller.org.clone(),
             to: facts.last_sync_id,
             schema: facts.schema.clone(),
-            grants: grants.clone(),
+            grants: caller.grants.clone(),
             groups: facts.groups.clone(),
             actions,
         }

@@ -7,6 +7,7 @@
 
 mod app;
 mod audience;
+mod batch;
 mod bootstrap;
 mod check;
 mod chorus;

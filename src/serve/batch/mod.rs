@@ -15,9 +15,12 @@
 //! - Everything is bounded: keys that wait (with room left for every org), statements at once, keys and bytes of one, bytes
 //!   that answers hold. Past a bound the caller is turned away before anything is read.
 
+pub mod answer;
 pub mod inflight;
 pub mod marks;
 pub mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
