@@ -134,12 +134,16 @@ def markdown_table(heads, rows):
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
 
 
-def results(runs, arguments, verdict):
-    lines = [f"- {name}: {value}" for name, value in facts(arguments)]
-    return f"""# Measured
+HEAD = """# Measured
 
-Written by `make load`; each run of all scripts replaces it. k6, the service, PostgreSQL and the store share the machine's
-cores here, so these times are upper bounds of what the service alone would take.
+Written by `make load`: each run of all scripts replaces the section of its scale. k6, the service, PostgreSQL and the store
+share the machine's cores here, so these times are upper bounds of what the service alone would take.
+"""
+
+
+def section(runs, arguments, verdict):
+    lines = [f"- {name}: {value}" for name, value in facts(arguments)]
+    return f"""The {arguments.scale} workspace
 
 {chr(10).join(lines)}
 
@@ -151,6 +155,14 @@ What the service's process used meanwhile:
 
 {verdict}
 """
+
+
+def keep(path, text):
+    """Puts a section into the results, in the place of the one with the same heading."""
+    there = path.read_text().split("\n## ")[1:] if path.exists() else []
+    heading = text.splitlines()[0]
+    others = [section.strip() + "\n" for section in there if section.splitlines()[0] != heading]
+    path.write_text("\n## ".join([HEAD, *sorted([*others, text])]))
 
 
 AXIS = ["1 ms", "10 ms", "100 ms", "1 s", "10 s", "100 s"]
@@ -251,17 +263,17 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("scripts", nargs="+")
-    for name in ["command", "k6", "postgres", "service", "busy"]:
+    for name in ["scale", "command", "k6", "postgres", "service", "busy"]:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
     runs = [Run(arguments.folder, name) for name in arguments.scripts]
     flat, verdict = judge(runs)
     (arguments.folder / "index.html").write_text(page(runs, arguments, verdict))
-    text = results(runs, arguments, verdict)
+    text = section(runs, arguments, verdict).strip() + "\n"
     print(text)
     if arguments.results and flat and all(run.passed() for run in runs):
-        arguments.results.write_text(text)
+        keep(arguments.results, text)
     sys.exit(0 if flat else verdict)
 
 

@@ -9,8 +9,8 @@
 #   BINARY=path                a build to test instead of one of the present code
 #   FIRST_BYTE_MS              what the 95th percentile to the first byte is held against (500; 2000 when large)
 #
-# Reports, one page with charts and one of k6's for each script: .dev/load/index.html. A run of all scripts also writes
-# loadtests/RESULTS.md.
+# Reports, one page with charts and one of k6's for each script: .dev/load/index.html. A run of all scripts also
+# writes its section of loadtests/RESULTS.md.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/dev/machine.sh
@@ -38,7 +38,7 @@ finish() {
     local status=$?
     trap - EXIT INT TERM HUP
     [ ! -e "$work/watcher.pid" ] || end_process "$work/watcher.pid" load.sh 5
-    [ ! -e "$work/service.pid" ] || end_process "$work/service.pid" "headstart serve" 40
+    [ ! -e "$work/service.pid" ] || end_process "$work/service.pid" "$binary serve" 40
     [ ! -e "$work/postgres" ] || deploy/dev/postgres.sh remove "$work/postgres" || say "PostgreSQL in $work was not stopped"
     [ ! -e "$work/mongod" ] || deploy/dev/mongod.sh stop "$work/mongod" || say "MongoDB in $work was not stopped"
     rm -rf "$work"
@@ -130,7 +130,7 @@ run_script() {
         "$(awk -v a="$started" -v b="$EPOCHREALTIME" 'BEGIN { print b - a }')" \
         "$(awk -v a="$before" -v b="$(processor_seconds)" 'BEGIN { print b - a }')" "$(most_memory)" >"$reports/$script.run"
     if [ "$status" != 0 ]; then
-        grep -E '✗|level=(error|warning)' "$reports/$script.log" | head -n 20 >&2 || true
+        grep -E '✗|level=(error|warning)' "$reports/$script.log" | head -n 10 | cut -c 1-300 >&2 || true
         say "$script.js failed with $status: see $reports/$script.log"
         failed+=" $script"
     fi
@@ -151,7 +151,7 @@ for script in "${scripts[@]}"; do
 done
 results=()
 [ "${scripts[*]}" != "$all" ] || results=(--results loadtests/RESULTS.md)
-python3 loadtests/report.py "$reports" --command "make load SCALE=$SCALE USERS=$USERS DURATION_S=$DURATION_S STORE=$store" \
+python3 loadtests/report.py "$reports" --scale "$SCALE" --command "make load SCALE=$SCALE USERS=$USERS DURATION_S=$DURATION_S STORE=$store" \
     --k6 "$("$k6" version)" --postgres "$("$bin/postgres" --version)" \
     --service "$("$binary" --version)" --busy "$busy" "${results[@]}" "${scripts[@]}" || failed+=" report"
 say "charts: $reports/index.html"
