@@ -40,8 +40,11 @@ use crate::task::{StillRunning, Tasks};
 /// How long work may take to end once it was told to. It only has to notice: nothing waits for others any more.
 pub const END_WITHIN: Duration = Duration::from_secs(10);
 
-/// The first and the longest pause between two tries to reach the database at the start.
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// The pause between two tries to reach the database at the start: short, so that clients are served as soon as it answers.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// How often the log tells that it still does not.
+const TELL: Duration = Duration::from_secs(5);
 
 /// The rooms below the service: what reads, what keeps, and what makes one out of the other.
 pub struct Rooms {
@@ -154,7 +157,7 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
 /// Waits until the database answers and its tables fit the catalog.
 async fn wait_for(source: &dyn Source, within: Duration) -> Result<(), AppError> {
     let deadline = Instant::now() + within;
-    let mut pause = RETRY.0;
+    let mut told: Option<Instant> = None;
     loop {
         match source.schema().await {
             Ok(schema) => {
@@ -162,11 +165,13 @@ async fn wait_for(source: &dyn Source, within: Duration) -> Result<(), AppError>
                 return Ok(());
             }
             // Waiting mends the absence of a database, not tables that don't fit.
-            Err(error @ (SourceError::Unavailable(_) | SourceError::Busy(_))) if Instant::now() + pause < deadline => {
-                let left = (deadline - Instant::now()).as_secs();
-                tracing::warn!(error = %Chain(&error), "the database does not answer; waiting up to {left} s more");
-                sleep(pause).await;
-                pause = (pause * 2).min(RETRY.1);
+            Err(error @ (SourceError::Unavailable(_) | SourceError::Busy(_))) if Instant::now() + RETRY < deadline => {
+                if told.is_none_or(|at| at.elapsed() >= TELL) {
+                    let left = (deadline - Instant::now()).as_secs();
+                    tracing::warn!(error = %Chain(&error), "the database does not answer; waiting up to {left} s more");
+                    told = Some(Instant::now());
+                }
+                sleep(RETRY).await;
             }
             Err(error) => return Err(error.into()),
         }
@@ -268,9 +273,13 @@ pub enum AppError {
 }
 
 impl AppError {
-    /// Whether other settings or another catalog would mend it.
+    /// Whether other settings or another catalog would mend it, and starting again would not.
     pub fn is_configuration(&self) -> bool {
-        !matches!(self, Self::Listen { .. } | Self::Database(_) | Self::Close(_) | Self::Store(OpenError::Store(_)))
+        match self {
+            Self::Listen { .. } | Self::Close(_) | Self::Store(OpenError::Store(_)) => false,
+            Self::Database(error) => matches!(error, SourceError::Schema(_)),
+            _ => true,
+        }
     }
 }
 

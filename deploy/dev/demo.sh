@@ -50,16 +50,9 @@ END
 }
 
 start_service() {
-    local tenths
     nohup .dev/headstart serve </dev/null >>.dev/headstart.log 2>&1 &
     echo $! >.dev/headstart.pid
-    for ((tenths = 0; tenths < 600; tenths++)); do
-        ! curl -fsS -o /dev/null "http://$admin/readyz" 2>/dev/null || return 0
-        kill -0 "$(cat .dev/headstart.pid)" 2>/dev/null || break
-        sleep 0.1
-    done
-    tail -n 20 .dev/headstart.log >&2
-    die "the service is not ready: see .dev/headstart.log"
+    wait_ready .dev/headstart.pid "$admin" .dev/headstart.log
 }
 
 bootstrap() {

@@ -1,5 +1,7 @@
-# What the scripts beside this one need of the machine: messages, packages, free ports, the end of a process.
+# What the scripts beside this one need of the machine: messages, packages, free ports, the beginning and the end of a
+# process.
 # Sourced, not run.
+# shellcheck shell=bash
 
 say() { printf '%s\n' "headstart: $*" >&2; }
 
@@ -60,6 +62,18 @@ command_line() {
     else
         ps -ww -o args= -p "$1"
     fi 2>/dev/null
+}
+
+# wait_ready PIDFILE ADDRESS LOG: until the service that listens there for operators can serve clients.
+wait_ready() {
+    local tenths
+    for ((tenths = 0; tenths < 600; tenths++)); do
+        ! curl -fsS -o /dev/null "http://$2/readyz" 2>/dev/null || return 0
+        kill -0 "$(cat "$1")" 2>/dev/null || break
+        sleep 0.1
+    done
+    tail -n 20 "$3" >&2
+    die "the service is not ready: see $3"
 }
 
 # end_process PIDFILE WORD SECONDS: ends it by its id; past the limit, hard.

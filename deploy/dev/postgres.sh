@@ -19,7 +19,7 @@ as_owner() {
 
 find_bin() {
     local pg_ctl
-    pg_ctl=$(ls -d /usr/lib/postgresql/*/bin/pg_ctl 2>/dev/null | sort -V | tail -n 1)
+    pg_ctl=$(find /usr/lib/postgresql/*/bin -name pg_ctl 2>/dev/null | sort -V | tail -n 1)
     [ -n "$pg_ctl" ] || pg_ctl=$(command -v pg_ctl) || return 1
     dirname "$pg_ctl"
 }

@@ -40,7 +40,7 @@ Exit codes:
   0    done
   1    it failed, or a check found an error
   2    the command line makes no sense
-  3    the settings or the catalog make none
+  3    the settings or the catalog make none, or don't fit the tables
   130  it was told to stop before it was done";
 
 /// What commands other than `serve` log when nobody says otherwise.

