@@ -32,6 +32,7 @@ use crate::serve::batch::Loader;
 use crate::serve::{ServeSettings, Service};
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::pool::Pool;
+use crate::source::postgres::replica::Replica;
 use crate::source::postgres::tls::{Target, UrlError};
 use crate::source::{Source, SourceError};
 use crate::store::{self, OpenError, PackCache, SnapshotStore};
@@ -199,6 +200,19 @@ pub fn open_pool(config: &Config, tasks: &Tasks) -> Result<Pool, AppError> {
     Ok(Pool::new(target, config.postgres.pool.clone(), tasks.clone()))
 }
 
+/// The standby to read from, if one is named.
+///
+/// # Errors
+/// A URL that can't be used.
+pub fn open_replica(config: &Config, tasks: &Tasks) -> Result<Option<Replica>, AppError> {
+    if config.postgres.replica_url.is_empty() {
+        return Ok(None);
+    }
+    let target = Target::parse(&config.postgres.replica_url).map_err(AppError::ReplicaUrl)?;
+    let pool = Pool::new(target, config.postgres.pool.clone(), tasks.clone());
+    Ok(Some(Replica::new(pool, config.replica.clone())))
+}
+
 /// The application's database; nothing is read yet.
 ///
 /// # Errors
@@ -206,8 +220,9 @@ pub fn open_pool(config: &Config, tasks: &Tasks) -> Result<Pool, AppError> {
 pub fn open_source(config: &Config, tasks: &Tasks) -> Result<Arc<dyn Source>, AppError> {
     let catalog = Arc::new(read_catalog(&config.catalog.path)?);
     let pool = open_pool(config, tasks)?;
+    let replica = open_replica(config, tasks)?;
     let (scan, watermark) = (config.scan.clone(), config.watermark.clone());
-    Ok(Arc::new(PostgresSource::new(catalog, pool, scan, watermark, tasks.clone())))
+    Ok(Arc::new(PostgresSource::new(catalog, pool, replica, scan, watermark, tasks.clone())))
 }
 
 /// The snapshot store that `store.url` names.
@@ -244,6 +259,9 @@ pub enum AppError {
     /// The database's URL can't be used.
     #[error("`postgres.url` can't be used")]
     DatabaseUrl(#[from] UrlError),
+    /// The replica's URL can't be used.
+    #[error("`postgres.replica_url` can't be used")]
+    ReplicaUrl(#[source] UrlError),
     /// The store's URL can't be used.
     #[error("`store.url` can't be used")]
     Store(#[from] OpenError),

@@ -15,7 +15,7 @@ use crate::source::postgres::check::{self, Finding, Severity};
 use crate::source::postgres::faults::Fault;
 use crate::source::postgres::log::Log;
 use crate::source::postgres::pool::{Lease, Pool};
-use crate::source::postgres::{columns, watermark};
+use crate::source::postgres::{columns, replica, watermark};
 use crate::task::Tasks;
 
 /// What was found, with the part it was found in, in the order in which the parts are looked at.
@@ -75,12 +75,35 @@ async fn check_database(config: &Config, catalog: Option<Arc<Catalog>>, tasks: &
         Ok(pool) => pool,
         Err(error) => return findings.error("database", "postgres.url", Chain(&error).to_string(), ""),
     };
+    check_replica(&config, &pool, tasks, findings).await;
     let held = Duration::from_millis(config.watermark.held_ms);
     if let Err(error) = ask(&pool, catalog.as_ref(), held, findings).await {
         let mend = "see that it runs, and that its address and the login are right";
         let mend = if matches!(error, SourceError::Unavailable(_)) { mend } else { "" };
         findings.error("database", "postgres.url", Chain(&error).to_string(), mend);
     }
+}
+
+/// Whether the standby follows the primary. Without it the primary is read, so it is a warning.
+async fn check_replica(config: &Config, primary: &Pool, tasks: &Tasks, findings: &mut Findings) {
+    let replica = match app::open_replica(config, tasks) {
+        Ok(Some(replica)) => replica,
+        Ok(None) => return,
+        Err(error) => return findings.error("database", "postgres.replica_url", Chain(&error).to_string(), ""),
+    };
+    // What is wrong with the primary is told elsewhere.
+    let Ok(client) = primary.get().await else { return };
+    let reached = async { Ok(replica.reach(&replica::position(&client).await?).await?.release()) };
+    if let Err::<(), SourceError>(error) = reached.await {
+        let finding = Finding {
+            severity: Severity::Warning,
+            place: "postgres.replica_url".into(),
+            fault: Chain(&error).to_string(),
+            mend: "see that it is a running standby of the primary; until then the primary is read".into(),
+        };
+        findings.0.push(("database", finding));
+    }
+    client.release();
 }
 
 async fn ask(

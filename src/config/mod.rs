@@ -33,6 +33,7 @@ use crate::serve::batch::answer::BatchSettings;
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::serve::delta::DeltaSettings;
 use crate::source::postgres::pool::PoolSettings;
+use crate::source::postgres::replica::ReplicaSettings;
 use crate::source::postgres::scan::ScanSettings;
 use crate::source::postgres::watermark::WatermarkSettings;
 use crate::store::StoreSettings;
@@ -46,6 +47,8 @@ pub struct Config {
     pub catalog: CatalogSection,
     /// The application's database.
     pub postgres: PostgresSection,
+    /// When its standby is read instead.
+    pub replica: ReplicaSettings,
     /// How dumps read it.
     pub scan: ScanSettings,
     /// Where snapshots are kept.
@@ -90,6 +93,9 @@ pub struct PostgresSection {
     /// The primary; empty: not set.
     #[serde(default)]
     pub url: String,
+    /// A standby of it; empty: not set.
+    #[serde(default)]
+    pub replica_url: String,
     /// Seconds to wait at the start for it to answer.
     pub startup_wait_s: u64,
     /// The connections to each server.

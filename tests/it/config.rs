@@ -17,6 +17,7 @@ use headstart::http::admin::AdminSettings;
 use headstart::serve::bootstrap::BootstrapSettings;
 use headstart::serve::delta::DeltaSettings;
 use headstart::source::postgres::pool::PoolSettings;
+use headstart::source::postgres::replica::ReplicaSettings;
 use headstart::source::postgres::scan::ScanSettings;
 use headstart::source::postgres::watermark::WatermarkSettings;
 use headstart::store::StoreSettings;
@@ -73,6 +74,7 @@ fn the_embedded_file_and_the_structs_hold_the_same_settings() {
     // Rooms with a default of their own, for their tests.
     same(&config.postgres.pool, &PoolSettings::default());
     same(&config.scan, &ScanSettings::default());
+    same(&config.replica, &ReplicaSettings::default());
     same(&config.watermark, &WatermarkSettings::default());
     same(&config.store, &StoreSettings::default());
     same(&config.dump, &DumpSettings::default());

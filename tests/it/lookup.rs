@@ -53,7 +53,7 @@ fn catalog() -> String {
 fn source(database: &Database) -> PostgresSource {
     let (pool, tasks) = pool(database, 4);
     let catalog = Arc::new(Catalog::parse(&catalog()).unwrap());
-    PostgresSource::new(catalog, pool, ScanSettings::default(), WatermarkSettings::default(), tasks)
+    PostgresSource::new(catalog, pool, None, ScanSettings::default(), WatermarkSettings::default(), tasks)
 }
 
 async fn look_up(source: &PostgresSource, by: By, values: &[&str]) -> Result<Found, SourceError> {

@@ -16,6 +16,7 @@ pub mod log;
 pub mod lookup;
 pub mod plan;
 pub mod pool;
+pub mod replica;
 pub mod row;
 pub mod scan;
 pub mod tables;
@@ -28,6 +29,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
@@ -36,10 +39,11 @@ use crate::model::{Catalog, Epoch, Org, Schema, SyncGroup, SyncId, User, Waterma
 use crate::source::postgres::columns::{Layout, unfit};
 use crate::source::postgres::log::{Log, Unlogged};
 use crate::source::postgres::lookup::LookupError;
-use crate::source::postgres::pool::Pool;
+use crate::source::postgres::pool::{Lease, Pool};
+use crate::source::postgres::replica::Replica;
 use crate::source::postgres::scan::{ScanError, ScanSettings};
 use crate::source::postgres::watermark::{WatermarkSettings, Watermarks};
-use crate::source::{Action, ActionRange, Found, Lookup, Scan, Source, SourceError};
+use crate::source::{Action, ActionRange, Found, Lookup, RowBatch, Scan, Source, SourceError};
 use crate::task::Tasks;
 
 /// Callers that may be queued for the next probe of the watermark.
@@ -52,6 +56,7 @@ const TRIGGERS_KNOWN: Duration = Duration::from_secs(5);
 pub struct PostgresSource {
     catalog: Arc<Catalog>,
     primary: Pool,
+    replica: Option<Arc<Replica>>,
     scans: ScanSettings,
     watermarks: Watermarks,
     tasks: Tasks,
@@ -84,13 +89,15 @@ impl KnownLog {
 }
 
 impl PostgresSource {
-    /// A source over connections to the primary. Nothing is read before it is asked for.
+    /// A source over connections to the primary and, for dumps and look-ups, to a standby of it. Nothing is read before
+    /// it is asked for.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(
         catalog: Arc<Catalog>,
         primary: Pool,
+        replica: Option<Replica>,
         scans: ScanSettings,
         watermark: WatermarkSettings,
         tasks: Tasks,
@@ -98,7 +105,23 @@ impl PostgresSource {
         let log = Arc::new(KnownLog { table: catalog.log().clone(), found: Mutex::default() });
         let watermarks = start_prober(&primary, &log, &watermark, &tasks);
         let (layout, unlogged) = (Mutex::default(), Mutex::default());
-        Self { catalog, primary, scans, watermarks, tasks, log, layout, unlogged }
+        let replica = replica.map(Arc::new);
+        Self { catalog, primary, replica, scans, watermarks, tasks, log, layout, unlogged }
+    }
+
+    /// A connection to read rows on, which sees everything that was committed before the call, and the replica it leads
+    /// to, if it does not lead to the primary.
+    async fn reading_lease(&self) -> Result<(Lease, Option<Arc<Replica>>), SourceError> {
+        let Some(replica) = self.replica.as_ref().filter(|replica| replica.is_awake()) else {
+            return Ok((self.primary.get().await?, None));
+        };
+        let primary = self.primary.get().await?;
+        let position = replica::position(&primary).await?;
+        primary.release();
+        match replica.at(&position).await {
+            Some(lease) => Ok((lease, Some(replica.clone()))),
+            None => Ok((self.primary.get().await?, None)),
+        }
     }
 
     /// The layout in force, read if there is none.
@@ -111,10 +134,23 @@ impl PostgresSource {
     }
 
     async fn look_up(&self, layout: &Layout, lookup: &Lookup) -> Result<Found, LookupError> {
-        let client = self.primary.get().await?;
-        let found = lookup::find(&client, layout, lookup).await?;
-        client.release();
-        Ok(found)
+        let (lease, replica) = self.reading_lease().await?;
+        match (lookup::find(&lease, layout, lookup).await, replica) {
+            (Ok(found), _) => {
+                lease.release();
+                Ok(found)
+            }
+            (Err(LookupError::Source(error)), Some(replica))
+                if matches!(error, SourceError::Unavailable(_) | SourceError::Busy(_) | SourceError::Failed { .. }) =>
+            {
+                replica.rest(&error);
+                let lease = self.primary.get().await?;
+                let found = lookup::find(&lease, layout, lookup).await?;
+                lease.release();
+                Ok(found)
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
     async fn read_layout(&self) -> Result<Arc<Layout>, SourceError> {
@@ -125,6 +161,14 @@ impl PostgresSource {
         *self.layout.lock().unwrap_or_else(PoisonError::into_inner) = Some(layout.clone());
         Ok(layout)
     }
+}
+
+/// Passes a scan's batches on, and leaves the replica alone after one that failed: the next scan reads the primary.
+fn resting_after_errors(
+    batches: BoxStream<'static, Result<RowBatch, SourceError>>,
+    replica: Arc<Replica>,
+) -> BoxStream<'static, Result<RowBatch, SourceError>> {
+    batches.inspect_err(move |error| replica.rest(error)).boxed()
 }
 
 /// Starts the task that probes for watermarks; it ends with the service.
@@ -165,20 +209,27 @@ impl Source for PostgresSource {
         loop {
             // Before the snapshot is taken, so that everything up to it is in the snapshot.
             let watermark = self.watermarks.get().await?;
-            match scan::open(&self.primary, &self.tasks, &layout, org, &self.scans).await {
+            let (lease, replica) = self.reading_lease().await?;
+            match scan::open(lease, &self.tasks, &layout, org, &self.scans).await {
                 Ok(opened) => {
                     return Ok(Scan {
                         watermark,
                         schema: opened.schema,
                         sets: opened.sets,
                         estimated_rows: opened.estimated_rows,
-                        batches: opened.batches,
+                        batches: match replica {
+                            Some(replica) => resting_after_errors(opened.batches, replica),
+                            None => opened.batches,
+                        },
                     });
                 }
                 // Whoever asked for the old schema sees by its hash that this is another one. Each turn of the loop
                 // needs another change of the tables.
                 Err(ScanError::Changed) => layout = self.read_layout().await?,
-                Err(ScanError::Source(error)) => return Err(error),
+                Err(ScanError::Source(error)) => match replica.filter(|_| !matches!(error, SourceError::Org(_))) {
+                    Some(replica) => replica.rest(&error),
+                    None => return Err(error),
+                },
             }
         }
     }

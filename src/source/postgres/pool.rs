@@ -230,6 +230,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Where it comes from.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// Gives the connection back for others to use.
     pub fn release(mut self) {
         let Some((connection, permit)) = self.held.take() else { return };

@@ -91,7 +91,8 @@ pub enum ScanError {
     Source(#[from] SourceError),
 }
 
-/// Locks the tables, takes a snapshot and prepares to read an org.
+/// Locks the tables, takes a snapshot and prepares to read an org, on a connection that is in no transaction and further
+/// ones of its pool.
 ///
 /// Cancel safe: dropping the future closes its connections.
 ///
@@ -99,7 +100,7 @@ pub enum ScanError {
 /// [`ScanError::Changed`] when the tables are not as in `expected`; [`SourceError::Org`] when the id is not the
 /// canonical text of one; [`SourceError::Busy`] when locks or connections were not to be had in time.
 pub async fn open(
-    pool: &Pool,
+    leader: Lease,
     tasks: &Tasks,
     expected: &Layout,
     org: &Org,
@@ -107,7 +108,6 @@ pub async fn open(
 ) -> Result<Opened, ScanError> {
     let catalog = &expected.schema.catalog;
     let tables = tables(catalog);
-    let leader = pool.get().await?;
     let begin = format!("{}; {}", begin(settings), sql::lock(tables.iter().copied(), true));
     leader.batch_execute(&begin).await.map_err(lock_error)?;
     let layout = columns::read(&*leader, catalog).await?.map_err(|faults| unfit(&faults))?;
@@ -118,7 +118,7 @@ pub async fn open(
     let sets = Arc::new(GroupSets::default());
     let Planned { copies, estimated_rows } = plan::plan(&leader, &layout, org, &sets).await?;
     let connections = settings.connections.get().min(copies.len());
-    let readers = gather(pool, leader, connections, &tables, org, settings).await?;
+    let readers = gather(leader, connections, &tables, org, settings).await?;
     let work = Arc::new(Work { copies: Mutex::new(copies), sets: sets.clone(), batch_bytes: settings.batch_bytes });
     Ok(Opened { schema: layout.schema, sets, estimated_rows, batches: read(tasks.clone(), readers, work) })
 }
@@ -167,7 +167,6 @@ async fn set_org(lease: &Lease, org: &Org, org_type: &str) -> Result<(), SourceE
 
 /// The leader and those that can join it at once.
 async fn gather(
-    pool: &Pool,
     leader: Lease,
     connections: usize,
     tables: &BTreeSet<&TableName>,
@@ -180,9 +179,10 @@ async fn gather(
     let exported = leader.query_typed("SELECT pg_catalog.pg_export_snapshot()", &[]).await;
     let exported = exported.map_err(|error| classify("exporting the snapshot", error))?;
     let snapshot: &str = exported.first().map_or("", |row| row.get(0));
+    let pool = leader.pool().clone();
     let mut readers = vec![leader];
     while readers.len() < connections {
-        match join(pool, snapshot, tables, org, settings).await {
+        match join(&pool, snapshot, tables, org, settings).await {
             Ok(Some(reader)) => readers.push(reader),
             Ok(None) => break,
             Err(error) => {

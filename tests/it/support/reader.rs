@@ -40,7 +40,7 @@ impl Reader {
 
     /// Opens a scan.
     pub async fn open(&self, org: &str) -> Result<Opened, ScanError> {
-        scan::open(&self.pool, &self.tasks, &self.layout, &Org::new(org), &self.settings).await
+        scan::open(self.pool.get().await?, &self.tasks, &self.layout, &Org::new(org), &self.settings).await
     }
 
     /// All rows of an org, sorted.
