@@ -40,7 +40,9 @@
 //! - **Batch**: [`http`] → [`serve::batch`] (claim a key or join who loads it) → [`serve::batch::plan`] (what the next
 //!   statement asks for) → [`source::Source::lookup`] → [`serve::batch::answer`] (what this caller sees) →
 //!   [`http::lines`].
-//! - **Delta** is the next to be built; its place is `serve` and `http`.
+//! - **Delta**: [`http::delta`] → [`serve::delta`] → watermark → [`source::Source::actions`] (the last of each object) →
+//!   [`serve::batch`] (the rows as they are now) → [`http::body`]. The actions after a bootstrap's snapshot go the same way.
+//! - **The log's end**: [`dump::trim`] → [`source::Source::trim`], never below what a kept snapshot needs.
 //!
 //! # Where the bytes are
 //! Rows leave PostgreSQL in binary ([`source::postgres::scan`]), become lines in an arena

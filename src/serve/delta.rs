@@ -20,9 +20,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::model::{Caller, DeltaQuery, Grants, Letter, Org, Schema, SyncGroup, SyncId};
-use crate::serve::batch::{Ask, Loader};
+use crate::serve::batch::{Ask, Loaded, Loader};
 use crate::serve::{Answer, Content, Facts, ServeError, Service};
-use crate::source::{Action, ActionRange, By, FoundRow, Object, SourceError};
+use crate::source::{Action, ActionRange, By, Object, SourceError};
 use crate::store::Slot;
 use crate::wire::action;
 use crate::wire::trailer::Method;
@@ -112,7 +112,7 @@ impl CatchUp {
                 action::groups(&mut lines, *id, &self.groups);
                 continue;
             };
-            let row = rows.get(object).filter(|row| self.grants.sees(&row.groups));
+            let row = rows.get(object).and_then(|loaded| loaded.rows.first()).filter(|row| self.grants.sees(&row.groups));
             let letter = match (row, letter) {
                 (None, _) => Letter::Delete,
                 (Some(_), Letter::Insert) => Letter::Insert,
@@ -126,7 +126,7 @@ impl CatchUp {
 
     /// The rows as they are now. Objects that the log says are gone are looked for too: one statement may log what a row
     /// was after what it has become.
-    async fn rows<'a>(&self, actions: &'a [Action]) -> Result<HashMap<&'a Object, FoundRow>, ServeError> {
+    async fn rows<'a>(&self, actions: &'a [Action]) -> Result<HashMap<&'a Object, Arc<Loaded>>, ServeError> {
         let objects: Vec<&Object> = actions.iter().filter_map(|action| action.object.as_ref()).collect();
         let ask = |object: &&Object| Ask { model: object.model, by: By::Id, value: object.id.clone() };
         let asks: Vec<Ask> = objects.iter().map(ask).collect();
@@ -134,8 +134,7 @@ impl CatchUp {
         if let Some(changed) = loaded.iter().find(|loaded| loaded.schema.hash != self.schema.hash) {
             return Err(ServeError::SchemaMismatch { server: changed.schema.hash.to_string() });
         }
-        let rows = objects.into_iter().zip(&loaded);
-        Ok(rows.filter_map(|(object, loaded)| Some((object, loaded.rows.first()?.clone()))).collect())
+        Ok(objects.into_iter().zip(loaded).collect())
     }
 }
 

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::{Finding, Severity};
 use crate::model::catalog::Catalog;
 use crate::source::SourceError;
-use crate::source::migrate::names::{quote_ident, quote_table};
+use crate::source::migrate::names::{marks_table, quote_ident, quote_table};
 use crate::source::migrate::{Found, plan};
 use crate::source::postgres::error::classify;
 use crate::source::postgres::log::{Log, Unlogged, unlogged};
@@ -27,8 +27,28 @@ pub async fn log(client: &Client, catalog: &Catalog, found: &Found) -> Result<Ve
         }
         Err(error) => return Err(error),
     }
+    if catalog.log().managed && found.floor && found.marks {
+        findings.extend(trimmable(client, catalog).await?);
+    }
     findings.extend(filled(client, catalog, found).await?);
     Ok(findings)
+}
+
+/// Whether this role can keep the log from growing without end.
+async fn trimmable(client: &Client, catalog: &Catalog) -> Result<Option<Finding>, SourceError> {
+    let log = catalog.log();
+    let (table, marks, floor) = (quote_table(&log.table), quote_table(&marks_table(log)), quote_table(&log.floor));
+    let sql = "SELECT has_table_privilege(to_regclass($1), 'DELETE') AND has_table_privilege(to_regclass($2), 'SELECT')
+                  AND has_table_privilege(to_regclass($2), 'DELETE') AND has_table_privilege(to_regclass($3), 'UPDATE')";
+    let row = client.query_one(sql, &[&table, &marks, &floor]).await;
+    let may = row.map_err(|error| classify("looking at the rights on the log", error))?.get::<_, Option<bool>>(0);
+    Ok((may == Some(false)).then(|| {
+        Finding::warning(
+            "trim.keep_s",
+            "this role may not trim the change log, so it grows without end",
+            format!("GRANT SELECT, DELETE ON {table}, {marks} TO this role; GRANT UPDATE ON {floor} TO this role"),
+        )
+    }))
 }
 
 async fn table(client: &Client, catalog: &Catalog) -> Result<Vec<Finding>, SourceError> {
