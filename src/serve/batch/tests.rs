@@ -76,13 +76,17 @@ impl Bench {
     }
 
     async fn until_lookups(&self, count: usize) {
+        let limit = Instant::now() + Duration::from_secs(60);
         while self.source.lookups().len() < count {
+            assert!(Instant::now() < limit, "{} look-ups, not {count}", self.source.lookups().len());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
     async fn until_idle(&self) {
+        let limit = Instant::now() + Duration::from_secs(60);
         while self.loader.in_flight() > 0 || self.loader.shared.flight.running() > 0 {
+            assert!(Instant::now() < limit, "something is left in flight");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
