@@ -116,7 +116,7 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
     let metrics = Metrics::new();
     let loader = Loader::new(source.clone(), tasks.clone(), config.loader.clone(), metrics.clone());
     let settings = ServeSettings {
-        limits: config.freshness,
+        freshness: config.freshness,
         bootstrap: config.bootstrap.clone(),
         delta: config.delta.clone(),
         batch: config.batch.clone(),

@@ -113,19 +113,21 @@ impl CatchUp {
                 continue;
             };
             let row = rows.get(object).filter(|row| self.grants.sees(&row.groups));
-            let letter = if row.is_some() { *letter } else { Letter::Delete };
+            let letter = match (row, letter) {
+                (None, _) => Letter::Delete,
+                (Some(_), Letter::Insert) => Letter::Insert,
+                (Some(_), _) => Letter::Update,
+            };
             let row = row.map(|row| &*row.line);
             action::object(&mut lines, *id, letter, &models[object.model].name, &object.id, row);
         }
         Ok(lines.into())
     }
 
-    /// The rows as they are now of every object that is not known to be gone.
+    /// The rows as they are now. Objects that the log says are gone are looked for too: one statement may log what a row
+    /// was after what it has become.
     async fn rows<'a>(&self, actions: &'a [Action]) -> Result<HashMap<&'a Object, FoundRow>, ServeError> {
-        let objects: Vec<&Object> = (actions.iter())
-            .filter(|action| action.letter != Letter::Delete)
-            .filter_map(|action| action.object.as_ref())
-            .collect();
+        let objects: Vec<&Object> = actions.iter().filter_map(|action| action.object.as_ref()).collect();
         let ask = |object: &&Object| Ask { model: object.model, by: By::Id, value: object.id.clone() };
         let asks: Vec<Ask> = objects.iter().map(ask).collect();
         let loaded = self.loader.load(&self.org, &asks, self.to, Instant::now() + PIECE_WITHIN).await?;

@@ -50,11 +50,11 @@ struct Shared {
     settings: ServeSettings,
 }
 
-/// What the service is told about itself.
+/// How callers are served.
 #[derive(Clone, Debug)]
 pub struct ServeSettings {
-    /// When a snapshot is fresh enough.
-    pub limits: Limits,
+    /// Until when a snapshot is served.
+    pub freshness: Limits,
     /// What a bootstrap allows.
     pub bootstrap: BootstrapSettings,
     /// What a delta allows.
@@ -99,7 +99,7 @@ impl Service {
         loader: Loader,
         settings: ServeSettings,
     ) -> Self {
-        let freshness = Freshness::new(source.clone(), store.clone(), settings.limits);
+        let freshness = Freshness::new(source.clone(), store.clone(), settings.freshness);
         Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, loader, settings }) }
     }
 
@@ -143,7 +143,7 @@ impl Service {
     }
 
     fn limits(&self) -> &Limits {
-        &self.shared.settings.limits
+        &self.shared.settings.freshness
     }
 
     fn loader(&self) -> &Loader {

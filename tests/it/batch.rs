@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use crate::support::dice::Dice;
-use crate::support::postgres::Database;
+use crate::support::postgres::{Database, wait_for};
+use crate::support::proxy::{Mode, Proxy};
 use crate::support::server::{Server, Setup};
 use crate::support::studio::{self, Lines, parse, visible};
 
@@ -26,6 +27,7 @@ fn catalog() -> String {
 async fn studio(scale: i32) -> (Database, Client, Setup) {
     let database = Database::create().await;
     let client = database.connect().await;
+    client.batch_execute("CREATE EXTENSION pg_stat_statements").await.unwrap();
     client.batch_execute(studio::TABLES).await.unwrap();
     studio::fill(&client, scale).await;
     let setup = Setup::new(&database.url(), &catalog());
@@ -91,6 +93,10 @@ async fn lookups(client: &Client) -> i64 {
                  AND query LIKE '%FROM % AS t0%' AND query LIKE '%OPERATOR(pg\\_catalog.%'";
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
+
+/// How many statements wait for a lock.
+const WAITING: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
 
 const MODELS: &[&str] = &["Workspace", "Project", "Task", "Note", "Star"];
 
@@ -191,9 +197,7 @@ async fn callers_who_come_together_share_statements_but_not_rows() {
     lock.batch_execute("LOCK TABLE studio.task IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let all = join_all((0..60).map(|client| ask(&server, &people[client % 3].1, &requests, "zstd")));
     let release = async {
-        let sql =
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        crate::support::postgres::wait_for(&client, sql, 1).await;
+        wait_for(&client, WAITING, 1).await;
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         lock.rollback().await.unwrap();
     };
@@ -203,6 +207,11 @@ async fn callers_who_come_together_share_statements_but_not_rows() {
     }
     let statements = lookups(&client).await - before;
     assert!((1..=3).contains(&statements), "{statements} statements for 60 callers of 20 keys");
+    let sql = "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements \
+               WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+                 AND query LIKE '%circle\\_member%' AND query LIKE '%asked.member%'";
+    let reads: i64 = client.query_one(sql, &[]).await.unwrap().get(0);
+    assert!((4..30).contains(&reads), "{reads} reads of memberships for 63 answers");
 }
 
 #[tokio::test]
@@ -315,10 +324,104 @@ async fn tables_that_change_are_read_as_they_are() {
     let token = setup.token("7", "ann", Some("org:7,user:ann,circle:1,circle:2"));
     let requests = [by_key("Star", "owner", "ann")];
     let before = join_all((0..8).map(|_| ask(&server, &token, &requests, "identity"))).await.remove(0);
-    client.batch_execute("ALTER TABLE studio.star ALTER COLUMN task_id TYPE real").await.unwrap();
+    client.batch_execute("ALTER TABLE studio.star ALTER COLUMN task_id TYPE int").await.unwrap();
     for _ in 0..8 {
         let (lines, metadata) = ask(&server, &token, &requests, "identity").await;
         assert_eq!(lines.len(), before.0.len());
         assert_ne!(metadata["schemaHash"], before.1["schemaHash"]);
     }
+}
+
+#[tokio::test]
+async fn a_right_that_is_taken_away_while_rows_are_loaded_is_not_used() {
+    let (database, client, setup) = studio(20).await;
+    let server = setup.serve().await;
+    let token = setup.token("7", "ann", None);
+    let requests =
+        [by_key("Project", "mood", "calm"), by_key("Project", "mood", "so-so"), by_key("Project", "mood", "hectic")];
+    assert!(!ask(&server, &token, &requests, "zstd").await.0.is_empty());
+    let mut locker = database.connect().await;
+    let lock = locker.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE studio.\"Project\" IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let revoke = async {
+        wait_for(&client, WAITING, 1).await;
+        client.batch_execute("DELETE FROM studio.circle_member WHERE workspace_id = 7").await.unwrap();
+        lock.rollback().await.unwrap();
+    };
+    let ((lines, metadata), ()) = tokio::join!(ask(&server, &token, &requests, "zstd"), revoke);
+    assert_eq!(metadata["subscribedSyncGroups"], json!(["org:7", "user:ann"]));
+    let seen = visible(&client, 7, "ann", None, &["Project"]).await;
+    assert!(lines.iter().all(|line| seen.contains(line)), "{lines:?}");
+}
+
+/// The studio behind a proxy.
+async fn behind_a_proxy(setup: &mut Setup, database: &Database) -> Proxy {
+    let config = database.config();
+    let tokio_postgres::config::Host::Tcp(host) = &config.get_hosts()[0] else { panic!("tests use TCP") };
+    let proxy = Proxy::start(format!("{host}:{}", config.get_ports()[0])).await;
+    let through = database.url().replace(&format!(":{}/", config.get_ports()[0]), &format!(":{}/", proxy.port));
+    setup.set("HEADSTART_POSTGRES_URL", through);
+    proxy
+}
+
+#[tokio::test]
+async fn a_database_that_stalls_or_dies_costs_an_error_by_the_deadline() {
+    let (database, client, mut setup) = studio(20).await;
+    let proxy = behind_a_proxy(&mut setup, &database).await;
+    setup.set("HEADSTART_BATCH_DEADLINE_MS", "700");
+    let server = setup.serve().await;
+    let token = setup.token("7", "x", Some("org:7,circle:1,circle:2"));
+    let requests = [by_key("Star", "owner", "ann"), by_id("Workspace", 7)];
+    let body = json!({ "requests": requests }).to_string();
+    let good = ask(&server, &token, &requests, "zstd").await.0;
+    assert_eq!(good.len(), 1);
+    let refused = async || {
+        let began = std::time::Instant::now();
+        let answers = join_all((0..20).map(|_| post(&server, &token, body.clone(), "identity"))).await;
+        for answer in answers {
+            assert_eq!(answer.status(), 503);
+            assert!(answer.headers().contains_key("retry-after"));
+            assert!(answer.text().await.unwrap().contains("DATABASE_UNAVAILABLE"));
+        }
+        began.elapsed()
+    };
+    for round in 0..3 {
+        proxy.set(Mode::StallAfter(0));
+        let took = refused().await;
+        assert!(took.as_millis() < 2500, "round {round}: {took:?}");
+        proxy.set(Mode::Cut);
+        refused().await;
+        proxy.set(Mode::Pass);
+        server
+            .until("it is answered again", || async {
+                post(&server, &token, body.clone(), "zstd").await.status() == 200
+            })
+            .await;
+        assert_eq!(ask(&server, &token, &requests, "zstd").await.0, good, "round {round}");
+    }
+    // Connections that die in mid-statement: those who waited are told, the next is served.
+    let mut locker = client;
+    let watcher = database.connect().await;
+    let lock = locker.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE studio.workspace IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let kill = async {
+        wait_for(&watcher, WAITING, 1).await;
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        watcher.query(sql, &[]).await.unwrap();
+        lock.rollback().await.unwrap();
+    };
+    tokio::join!(refused(), kill);
+    assert_eq!(ask(&server, &token, &requests, "zstd").await.0, good);
+}
+
+#[tokio::test]
+async fn a_model_whose_changes_are_not_logged_is_refused() {
+    let (_database, client, setup) = studio(1).await;
+    client.batch_execute("ALTER TABLE studio.star DISABLE TRIGGER ALL").await.unwrap();
+    let server = setup.serve().await;
+    let token = setup.token("7", "ann", None);
+    let refused = post(&server, &token, json!({"requests": [by_id("Star", 1)]}).to_string(), "zstd").await;
+    assert_eq!((refused.status().as_u16(), refused.text().await.unwrap().contains("CATALOG_MISMATCH")), (503, true));
+    assert_eq!(ask(&server, &token, &[by_id("Workspace", 7)], "zstd").await.0.len(), 1);
 }

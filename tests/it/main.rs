@@ -14,6 +14,7 @@ mod chorus;
 mod cli;
 mod columns;
 mod config;
+mod delta;
 mod deploy;
 mod encode;
 mod http;

@@ -151,6 +151,13 @@ impl Client {
     async fn bootstrap(&mut self, server: &Server, dice: &mut Dice) {
         let query = ["", "", "?noSyncPackets=true", "?noCache=true"][dice.below(4)];
         let Some(full) = self.ask(server.get(&format!("/sync/bootstrap{query}"), &self.token)).await else { return };
+        // The models that a full bootstrap leaves out. Who sees a reaction is known by its comment, so both answers must
+        // be of the same groups.
+        let path = format!("/sync/bootstrap?type=partial&onlyModels=Comment&firstSyncId={}", full.at());
+        let Some(rest) = self.ask(server.get(&path, &self.token)).await else { return };
+        if rest.groups() != full.groups() {
+            return;
+        }
         self.rows.clear();
         self.applied.clear();
         (self.cursor, self.base) = (full.at(), full.at());
@@ -158,13 +165,7 @@ impl Client {
         self.groups = full.groups();
         self.moves += 1;
         self.apply(&full);
-        // The models that a full bootstrap leaves out.
-        loop {
-            let path = format!("/sync/bootstrap?type=partial&onlyModels=Comment&firstSyncId={}", self.base);
-            let Some(rest) = self.ask(server.get(&path, &self.token)).await else { continue };
-            self.apply(&rest);
-            return self.regroup(server, rest.groups()).await;
-        }
+        self.apply(&rest);
     }
 
     /// Loads again what it has, by group or by model.
@@ -176,8 +177,7 @@ impl Client {
         };
         let path = format!("/sync/bootstrap?type=partial&{what}&firstSyncId={}", self.cursor);
         let Some(answer) = self.ask(server.get(&path, &self.token)).await else { return };
-        self.apply(&answer);
-        self.regroup(server, answer.groups()).await;
+        self.take(server, &answer).await;
     }
 
     async fn ask_batch(&mut self, server: &Server, dice: &mut Dice) {
@@ -214,27 +214,19 @@ impl Client {
             return false;
         };
         self.tally.deltas += 1;
-        self.apply(&answer);
-        self.cursor = answer.at();
         let settled = answer.groups() == self.groups;
-        self.regroup(server, answer.groups()).await;
+        self.cursor = answer.at();
+        self.take(server, &answer).await;
         settled
     }
 
-    /// Any difference between the lists is a leave or a join.
-    async fn regroup(&mut self, server: &Server, groups: BTreeSet<String>) {
-        if groups == self.groups {
-            return;
-        }
-        self.moves += 1;
+    /// Applies an answer. Any difference between the lists is a leave or a join. What is only the left groups' goes
+    /// before the lines come, by what the rows were until now: what has moved on into other groups is among the lines.
+    async fn take(&mut self, server: &Server, answer: &Answer) {
+        let groups = answer.groups();
         let joined: Vec<String> = groups.difference(&self.groups).cloned().collect();
-        if self.groups.difference(&groups).next().is_some() {
-            self.tally.left += 1;
-        }
-        self.groups = groups;
-        let kept: Rows =
-            self.rows.iter().filter(|(_, row)| self.sees(row)).map(|(k, r)| (k.clone(), r.clone())).collect();
-        self.rows = kept;
+        self.leave(groups);
+        self.apply(answer);
         for group in joined {
             loop {
                 let path = format!("/sync/bootstrap?type=partial&syncGroups={group}&firstSyncId={}", self.cursor);
@@ -242,9 +234,8 @@ impl Client {
                 let response = request.send().await.expect("the service answers");
                 if response.status() == StatusCode::FORBIDDEN {
                     // Left again: the next answer's list would say so.
-                    self.groups.remove(&group);
-                    let kept = self.rows.iter().filter(|(_, row)| self.sees(row)).map(|(k, r)| (k.clone(), r.clone()));
-                    self.rows = kept.collect();
+                    let without = self.groups.iter().filter(|held| **held != group).cloned().collect();
+                    self.leave(without);
                     break;
                 }
                 if let Some(answer) = self.read(response).await {
@@ -253,6 +244,17 @@ impl Client {
                     break;
                 }
             }
+        }
+    }
+
+    fn leave(&mut self, groups: BTreeSet<String>) {
+        self.moves += u64::from(self.groups != groups);
+        let left = self.groups.difference(&groups).next().is_some();
+        self.groups = groups;
+        if left {
+            self.tally.left += 1;
+            let kept = self.rows.iter().filter(|(_, row)| self.sees(row)).map(|(key, row)| (key.clone(), row.clone()));
+            self.rows = kept.collect();
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 use crate::model::schema::JsonKind;
-use crate::model::{Catalog, Field, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId};
+use crate::model::{Catalog, Field, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId, User};
 use crate::serve::batch::{Ask, By, LoadError, Loaded, Loader, LoaderSettings};
 use crate::source::memory::{Fate, MemorySource};
 use crate::task::Tasks;
@@ -291,6 +291,41 @@ async fn another_history_midway_is_loaded_anew() {
     bench.source.set_fate(Fate::Answered);
     let loaded = both.await.unwrap().unwrap();
     assert!(loaded.iter().all(|load| load.epoch.as_str() == "memory-2"), "{loaded:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn memberships_of_many_are_one_read_and_never_older_than_the_call() {
+    let bench = Bench::new(LoaderSettings::default());
+    let (o, group) = (org("o"), |name: &str| vec![SyncGroup::of("team", name)]);
+    let ask = |user: usize| {
+        let (loader, o, user) = (bench.loader.clone(), o.clone(), User::new(user.to_string()));
+        tokio::spawn(async move { loader.memberships(&o, &user).await })
+    };
+    (0..100).for_each(|user| bench.source.set_memberships(&o, &User::new(user.to_string()), group(&user.to_string())));
+    bench.source.set_fate(Fate::Held);
+    let first = ask(0);
+    while bench.source.membership_reads().is_empty() {
+        yield_now().await;
+    }
+    let gone = ask(99);
+    let more: Vec<_> = (0..100).map(|client| ask(client % 50)).collect();
+    yield_now().await;
+    gone.abort();
+    // What the first reads is held back until here: it is not for those who came after it began.
+    bench.source.set_memberships(&o, &User::new("0"), group("new"));
+    bench.source.set_fate(Fate::Answered);
+    assert!(first.await.unwrap().is_ok());
+    for (client, groups) in join_all(more).await.into_iter().enumerate() {
+        let name = if client % 50 == 0 { "new".to_owned() } else { (client % 50).to_string() };
+        assert_eq!(groups.unwrap().unwrap(), group(&name));
+    }
+    assert_eq!(bench.source.membership_reads(), [1, 50], "each user once, and nobody who has gone");
+    bench.source.set_fate(Fate::Panics);
+    assert!(matches!(ask(1).await.unwrap(), Err(LoadError::Broken)));
+    bench.source.set_fate(Fate::Refused);
+    assert!(matches!(ask(1).await.unwrap(), Err(LoadError::Source(_))));
+    bench.source.set_fate(Fate::Answered);
+    assert_eq!(ask(1).await.unwrap().unwrap(), group("1"));
 }
 
 /// Clients that come, change their minds, go away and meet failures, many rounds: nobody gets another's rows or older ones

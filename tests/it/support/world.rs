@@ -71,10 +71,10 @@ impl World {
         let cache = PackCache::new(store.clone(), &Default::default(), tasks.clone());
         // Looks are not shared beyond those who ask at the same time, so that a test sees its own changes at once.
         let loader = Loader::new(source.clone(), tasks.clone(), LoaderSettings::default(), Metrics::new());
-        let settings = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
+        let bootstrap = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
         let settings = ServeSettings {
-            limits: LIMITS,
-            bootstrap: settings,
+            freshness: LIMITS,
+            bootstrap,
             delta: DeltaSettings::default(),
             batch: BatchSettings::default(),
         };
