@@ -16,9 +16,12 @@ import statistics
 import sys
 from pathlib import Path
 
-# The soak's memory may grow from its second quarter to its last by this factor and this many MiB: caches fill, allocators
-# keep what they got.
+# The soak's memory may grow from its second quarter to its last by this factor and this many MiB.
 GROWTH = (1.2, 32)
+
+# Below this many MiB growth is not judged: a short run only fills the cache of packs (store.cache.limit_mib, 256), and
+# allocators keep what they got.
+FILLING = 400
 
 WORDS = {
     "hot": "snapshot there, user of all teams",
@@ -26,6 +29,15 @@ WORDS = {
     "resume": "two halves of a download",
     "cold": "a dump of its own for each client",
     "stampede": "everyone at once, nothing prepared",
+    "batch: hot": "the comments of the same ten issues",
+    "batch: cold": "the comments of any twenty issues",
+    "batch: boards": "a team's states, issues and comments",
+    "nothing_new": "nothing has changed",
+    "a_minute": "100 actions behind",
+    "a_week": "1000 actions behind; 10,000 when large",
+    "arrival": "bootstraps, while others write",
+    "reconnect": "deltas, while others write",
+    "board": "batches, while others write",
     "soak": "a mix, with pauses",
 }
 
@@ -63,7 +75,9 @@ class Run:
 
 
 def milliseconds(value):
-    return f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.1f} s"
+    if value < 1000:
+        return f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
+    return f"{value / 1000:.2f} s" if value < 10_000 else f"{value / 1000:.0f} s"
 
 
 def size(value):
@@ -82,7 +96,7 @@ def facts(arguments):
     return [
         ("date", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")),
         ("command", f"`{arguments.command}`"),
-        ("machine", machine()),
+        ("machine", f"{machine()}; load average before the run {arguments.busy}"),
         ("system", f"{system}, Linux {platform.release()}"),
         ("versions", f"{arguments.service}; {arguments.postgres}; {arguments.k6.split(' (')[0]}"),
     ]
@@ -92,7 +106,7 @@ def part_rows(runs):
     for run in runs:
         for name, answers, first, whole in run.parts():
             times = [first["med"], first["p(95)"], whole["med"], whole["p(95)"]]
-            yield [f"{run.name}: {name}", WORDS.get(name, ""), str(answers), *map(milliseconds, times)]
+            yield [f"{run.name}: {name}", WORDS.get(f"{run.name}: {name}", WORDS.get(name, "")), str(answers), *map(milliseconds, times)]
 
 
 def script_rows(runs):
@@ -120,12 +134,16 @@ def markdown_table(heads, rows):
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
 
 
-def results(runs, arguments, verdict):
-    lines = [f"- {name}: {value}" for name, value in facts(arguments)]
-    return f"""# Measured
+HEAD = """# Measured
 
-Written by `make load`; each run of all scripts replaces it. k6, the service, PostgreSQL and the store share the machine's
-cores here, so these times are upper bounds of what the service alone would take.
+Written by `make load`: each run of all scripts replaces the section of its scale. k6, the service, PostgreSQL and the store
+share the machine's cores here, so these times are upper bounds of what the service alone would take.
+"""
+
+
+def section(runs, arguments, verdict):
+    lines = [f"- {name}: {value}" for name, value in facts(arguments)]
+    return f"""The {arguments.scale} workspace
 
 {chr(10).join(lines)}
 
@@ -139,16 +157,27 @@ What the service's process used meanwhile:
 """
 
 
+def keep(path, text):
+    """Puts a section into the results, in the place of the one with the same heading."""
+    there = path.read_text().split("\n## ")[1:] if path.exists() else []
+    heading = text.splitlines()[0]
+    others = [section.strip() + "\n" for section in there if section.splitlines()[0] != heading]
+    path.write_text("\n## ".join([HEAD, *sorted([*others, text])]))
+
+
+AXIS = ["1 ms", "10 ms", "100 ms", "1 s", "10 s", "100 s"]
+
+
 def bars(runs):
     """Median and 95 % of the first byte and the whole answer, a part a row, on one logarithmic scale."""
     parts = [(f"{run.name}: {name}", first, whole) for run in runs for name, _, first, whole in run.parts()]
-    decades, left, width, row = 5, 190, 700, 44
+    decades, left, width, row = len(AXIS) - 1, 190, 700, 44
     place = lambda ms: left + width * min(max(0.0, decades_of(ms)), decades) / decades
     out = [f'<svg viewBox="0 0 {left + width + 90} {len(parts) * row + 30}" role="img">']
     for power in range(decades + 1):
         x = left + width * power / decades
         out.append(f'<line class="grid" x1="{x}" y1="0" x2="{x}" y2="{len(parts) * row}"/>')
-        out.append(f'<text x="{x}" y="{len(parts) * row + 18}" text-anchor="middle">{milliseconds(10**power).replace(".0", "")}</text>')
+        out.append(f'<text x="{x}" y="{len(parts) * row + 18}" text-anchor="middle">{AXIS[power]}</text>')
     for index, (name, first, whole) in enumerate(parts):
         y = index * row + 4
         out.append(f'<text x="{left - 8}" y="{y + 22}" text-anchor="end">{html.escape(name)}</text>')
@@ -192,7 +221,7 @@ def link(folder, run):
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #1b1f24; background: #fff }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .8em; border-bottom: 1px solid #d7dbe0; text-align: left }
-td { font-variant-numeric: tabular-nums } svg { width: 100%; font-size: 11px } svg text { fill: #59636e }
+td { font-variant-numeric: tabular-nums; white-space: nowrap } svg { width: 100%; font-size: 11px } svg text { fill: #59636e }
 .grid { stroke: #e3e6ea } .first { fill: #0b7285 } .whole { fill: #5f3dc4 } .most { opacity: .35 }
 polyline { fill: none; stroke: #0b7285; stroke-width: 1.5 } .key { font-weight: 600 } .FAILED { color: #c92a2a; font-weight: 600 }
 """
@@ -224,7 +253,7 @@ def judge(runs):
     for run in runs:
         if run.name == "soak":
             before, after = run.growth()
-            flat = after <= before * GROWTH[0] + GROWTH[1]
+            flat = after <= max(before * GROWTH[0] + GROWTH[1], FILLING)
             words = f"Memory in the soak: {before:.0f} MiB in its second quarter, {after:.0f} MiB in its last"
             return flat, f"{words}{'.' if flat else ': it GREW.'}"
     return True, ""
@@ -234,17 +263,17 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("scripts", nargs="+")
-    for name in ["command", "k6", "postgres", "service"]:
+    for name in ["scale", "command", "k6", "postgres", "service", "busy"]:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
     runs = [Run(arguments.folder, name) for name in arguments.scripts]
     flat, verdict = judge(runs)
     (arguments.folder / "index.html").write_text(page(runs, arguments, verdict))
-    text = results(runs, arguments, verdict)
+    text = section(runs, arguments, verdict).strip() + "\n"
     print(text)
     if arguments.results and flat and all(run.passed() for run in runs):
-        arguments.results.write_text(text)
+        keep(arguments.results, text)
     sys.exit(0 if flat else verdict)
 
 

@@ -27,8 +27,8 @@ use crate::http::{self, HttpSettingsError, admin, server};
 use crate::metrics::Metrics;
 use crate::model::Catalog;
 use crate::model::catalog::CatalogError;
-use crate::serve::{ServeSettings, Service};
 use crate::serve::batch::Loader;
+use crate::serve::{ServeSettings, Service};
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::pool::Pool;
 use crate::source::postgres::tls::{Target, UrlError};
@@ -113,10 +113,14 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
     let rooms = Rooms::open(config).await?;
     let (source, store, dumps, tasks) = (&rooms.source, &rooms.store, &rooms.dumps, &rooms.tasks);
     let cache = PackCache::new(store.clone(), &config.store.cache, tasks.clone());
-    let limits = config.freshness;
     let metrics = Metrics::new();
     let loader = Loader::new(source.clone(), tasks.clone(), config.loader.clone(), metrics.clone());
-    let settings = ServeSettings { limits, bootstrap: config.bootstrap.clone(), delta: config.delta.clone() };
+    let settings = ServeSettings {
+        freshness: config.freshness,
+        bootstrap: config.bootstrap.clone(),
+        delta: config.delta.clone(),
+        batch: config.batch.clone(),
+    };
     let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings);
     let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http)?;
     let admin_routes = admin::router(service, metrics);
@@ -134,7 +138,7 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
             tracing::warn!(error = %Chain(&error), "the store does not answer yet; clients are served without it");
         }
         if config.dump.background {
-            Runner::new(source.clone(), store.clone(), dumps.clone(), limits, tasks.clone()).start();
+            Runner::new(source.clone(), store.clone(), dumps.clone(), config.freshness, tasks.clone()).start();
         }
         tracing::info!(listen = ?listeners.client.local_addr(), "clients are served");
         server::serve(server::without_delay(listeners.client), client_routes, &config.http, tasks, stop.clone()).await;

@@ -37,7 +37,10 @@
 //!   from the first one on → [`http::body`].
 //! - **Refresh**: [`dump::runner`] → [`dump::policy`] → lease → [`dump::build`] → [`source::Source::scan`] → frames →
 //!   spool → packs → [`store::SnapshotStore::publish`].
-//! - **Batch** and **delta** are the next to be built; their places are `serve` and `http`.
+//! - **Batch**: [`http`] → [`serve::batch`] (claim a key or join who loads it) → [`serve::batch::plan`] (what the next
+//!   statement asks for) → [`source::Source::lookup`] → [`serve::batch::answer`] (what this caller sees) →
+//!   [`http::lines`].
+//! - **Delta** is the next to be built; its place is `serve` and `http`.
 //!
 //! # Where the bytes are
 //! Rows leave PostgreSQL in binary ([`source::postgres::scan`]), become lines in an arena

@@ -7,22 +7,26 @@
 #   STORE=mongo|folder         where snapshots are kept (default mongo)
 #   SCRIPTS="bootstrap …"      only these
 #   BINARY=path                a build to test instead of one of the present code
-#   FIRST_BYTE_MS              what the 95th percentile to the first byte is held against (500)
+#   FIRST_BYTE_MS              what the 95th percentile to the first byte is held against (500; 2000 when large)
 #
-# Reports, one page with charts and one of k6's for each script: .dev/load/index.html. A run of all scripts also writes
-# loadtests/RESULTS.md.
+# Reports, one page with charts and one of k6's for each script: .dev/load/index.html. A run of all scripts also
+# writes its section of loadtests/RESULTS.md.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/dev/machine.sh
 has curl || install_packages curl curl
 k6=$(deploy/dev/k6.sh bin)
 
-all="bootstrap stampede soak"
-export SCALE=${SCALE:-medium} USERS=${USERS:-10} DURATION_S=${DURATION_S:-10} FIRST_BYTE_MS=${FIRST_BYTE_MS:-500}
+all="bootstrap stampede batch delta mixed soak"
+export SCALE=${SCALE:-medium} USERS=${USERS:-10} DURATION_S=${DURATION_S:-10} FIRST_BYTE_MS=${FIRST_BYTE_MS:-}
 read -r -a scripts <<<"${SCRIPTS:-$all}"
 store=${STORE:-mongo}
-# Lines are counted while that does not cost more than what is measured.
-[ "$SCALE" != large ] || export CHECK=${CHECK:-last}
+if [ "$SCALE" = large ]; then
+    # Lines are counted while that does not cost more than what is measured, and a dump takes seconds.
+    export CHECK=${CHECK:-last} FIRST_BYTE_MS=${FIRST_BYTE_MS:-2000} WEEK=${WEEK:-10000}
+fi
+# How many actions behind the log lets a client be. More than this costs a small workspace more than a bootstrap.
+export WEEK=${WEEK:-1000}
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/headstart-load.XXXXXX")
 chmod 755 "$work"
@@ -34,7 +38,7 @@ finish() {
     local status=$?
     trap - EXIT INT TERM HUP
     [ ! -e "$work/watcher.pid" ] || end_process "$work/watcher.pid" load.sh 5
-    [ ! -e "$work/service.pid" ] || end_process "$work/service.pid" "headstart serve" 40
+    [ ! -e "$work/service.pid" ] || end_process "$work/service.pid" "$binary serve" 40
     [ ! -e "$work/postgres" ] || deploy/dev/postgres.sh remove "$work/postgres" || say "PostgreSQL in $work was not stopped"
     [ ! -e "$work/mongod" ] || deploy/dev/mongod.sh stop "$work/mongod" || say "MongoDB in $work was not stopped"
     rm -rf "$work"
@@ -45,12 +49,12 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 start_service() {
-    local port bin
+    local port
     bin=$(deploy/dev/postgres.sh bin)
     port=$(deploy/dev/postgres.sh start "$work/postgres")
     "$bin/createdb" -h 127.0.0.1 -p "$port" -U postgres headstart
     export HEADSTART_POSTGRES_URL="postgres://postgres@127.0.0.1:$port/headstart?sslmode=disable"
-    writers=("$bin/pgbench" --no-vacuum --host 127.0.0.1 --port "$port" --username postgres)
+    pgbench=("$bin/pgbench" --no-vacuum --host 127.0.0.1 --port "$port" --username postgres)
     case $store in
         mongo)
             port=$(deploy/dev/mongod.sh start "$work/mongod")
@@ -59,6 +63,9 @@ start_service() {
         folder) export HEADSTART_STORE_URL="file://$work/store" ;;
         *) die "STORE is mongo or folder, not $store" ;;
     esac
+    # The build's own defaults, whatever stands in the working directory.
+    : >"$work/headstart.toml"
+    export HEADSTART_CONFIG=$work/headstart.toml
     export HEADSTART_CATALOG_PATH=$PWD/config/catalog.toml HEADSTART_DUMP_SPOOL_DIR=$work/spool
     HEADSTART_AUTH_HS256_SECRET=$(od -An -N 32 -t x1 /dev/urandom | tr -d ' \n')
     export HEADSTART_AUTH_HS256_SECRET SECRET=$HEADSTART_AUTH_HS256_SECRET
@@ -74,15 +81,13 @@ start_service() {
     wait_ready "$work/service.pid" "$HEADSTART_ADMIN_LISTEN" "$reports/service.log"
 }
 
-# People who edit while others read: 20 edits a second for that many seconds.
-write_for() {
-    local issues teams
-    issues=$("$(dirname "${writers[0]}")/psql" -qAt "$HEADSTART_POSTGRES_URL" -c \
-        "SELECT count(*) FROM issue WHERE organization_id = md5('organization 0/1')::uuid")
-    teams=$("$(dirname "${writers[0]}")/psql" -qAt "$HEADSTART_POSTGRES_URL" -c \
-        "SELECT count(*) FROM team WHERE organization_id = md5('organization 0/1')::uuid")
-    "${writers[@]}" -D issues="$issues" -D teams="$teams" --file loadtests/writers.sql --client 2 --rate 20 --time "$1" \
-        headstart >"$work/writers.log" 2>&1
+# People who edit: as much as the arguments say, which are pgbench's.
+edit_rows() {
+    local of_first="WHERE organization_id = md5('organization 0/1')::uuid" issues teams
+    issues=$("$bin/psql" -qAt "$HEADSTART_POSTGRES_URL" -c "SELECT count(*) FROM issue $of_first")
+    teams=$("$bin/psql" -qAt "$HEADSTART_POSTGRES_URL" -c "SELECT count(*) FROM team $of_first")
+    "${pgbench[@]}" -D issues="$issues" -D teams="$teams" --file loadtests/writers.sql --client 2 "$@" headstart \
+        >>"$reports/writers.log" 2>&1
 }
 
 # What the service's process has used: seconds of processor time, and the most memory since the last look, in KiB.
@@ -100,7 +105,15 @@ watch_memory() {
 run_script() {
     local script=$1 seconds=$DURATION_S before started status=0
     say "$script.js: $USERS clients"
-    [ "$script" != soak ] || seconds=$((DURATION_S * 6))
+    case $script in
+        # What clients have missed.
+        delta) edit_rows --transactions $((WEEK / 2 + 1)) ;;
+        mixed)
+            edit_rows --rate 20 --time $((DURATION_S + DURATION_S / 10 + 1)) &
+            writers=$!
+            ;;
+        soak) seconds=$((DURATION_S * 6)) ;;
+    esac
     # Forgets the peak so far.
     echo 5 >"/proc/$service/clear_refs"
     before=$(processor_seconds)
@@ -112,11 +125,12 @@ run_script() {
         "$k6" run --quiet --summary-export "$reports/$script.json" "loadtests/$script.js" >"$reports/$script.log" 2>&1 ||
         status=$?
     end_process "$work/watcher.pid" load.sh 5
+    [ "$script" != mixed ] || wait "$writers" || failed+=" writers"
     printf '{"status": %s, "seconds": %s, "processor_seconds": %s, "memory_kib": %s}\n' "$status" \
         "$(awk -v a="$started" -v b="$EPOCHREALTIME" 'BEGIN { print b - a }')" \
         "$(awk -v a="$before" -v b="$(processor_seconds)" 'BEGIN { print b - a }')" "$(most_memory)" >"$reports/$script.run"
     if [ "$status" != 0 ]; then
-        grep -E '✗|level=(error|warning)' "$reports/$script.log" | head -n 20 >&2 || true
+        grep -E '✗|level=(error|warning)' "$reports/$script.log" | head -n 10 | cut -c 1-300 >&2 || true
         say "$script.js failed with $status: see $reports/$script.log"
         failed+=" $script"
     fi
@@ -129,14 +143,16 @@ if [ -z "$binary" ]; then
     binary=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)/release/headstart
 fi
 start_service
+# What else the machine was doing.
+read -r busy _ </proc/loadavg
 failed=
 for script in "${scripts[@]}"; do
     run_script "$script"
 done
 results=()
 [ "${scripts[*]}" != "$all" ] || results=(--results loadtests/RESULTS.md)
-python3 loadtests/report.py "$reports" --command "make load SCALE=$SCALE USERS=$USERS DURATION_S=$DURATION_S STORE=$store" \
-    --k6 "$("$k6" version)" --postgres "$("$(dirname "${writers[0]}")/postgres" --version)" \
-    --service "$("$binary" --version)" "${results[@]}" "${scripts[@]}" || failed+=" report"
+python3 loadtests/report.py "$reports" --scale "$SCALE" --command "make load SCALE=$SCALE USERS=$USERS DURATION_S=$DURATION_S STORE=$store" \
+    --k6 "$("$k6" version)" --postgres "$("$bin/postgres" --version)" \
+    --service "$("$binary" --version)" --busy "$busy" "${results[@]}" "${scripts[@]}" || failed+=" report"
 say "charts: $reports/index.html"
 [ -z "$failed" ] || die "failed:$failed"

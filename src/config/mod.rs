@@ -28,6 +28,7 @@ use crate::dump::policy::Limits;
 use crate::http::HttpSettings;
 use crate::http::admin::AdminSettings;
 use crate::serve::batch::LoaderSettings;
+use crate::serve::batch::answer::BatchSettings;
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::serve::delta::DeltaSettings;
 use crate::source::postgres::pool::PoolSettings;
@@ -56,6 +57,8 @@ pub struct Config {
     pub bootstrap: BootstrapSettings,
     /// What a delta allows.
     pub delta: DeltaSettings,
+    /// What a batch may ask for.
+    pub batch: BatchSettings,
     /// How rows are loaded by key.
     pub loader: LoaderSettings,
     /// How far open writers may hold the watermark back.

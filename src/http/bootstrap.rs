@@ -7,9 +7,7 @@ use std::time::Duration;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-};
+use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, ETAG};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::response::Response;
 use percent_encoding::percent_decode_str;
@@ -19,16 +17,13 @@ use crate::http::Http;
 use crate::http::body::{ByteStream, Exact, Measured, Tail, follow, gzip, unmeasured, until};
 use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
+use crate::http::lines::Head;
 use crate::http::range::{Conditions, Etag, Portion};
 use crate::http::request::RequestContext;
 use crate::model::{BootstrapQuery, Caller, QueryError};
 use crate::serve::{Answer, Content, Facts};
 
-const SYNC_METHOD: HeaderName = HeaderName::from_static("x-sync-method");
-const SYNC_ID: HeaderName = HeaderName::from_static("x-sync-id");
-const SCHEMA_HASH: HeaderName = HeaderName::from_static("x-schema-hash");
 const SNAPSHOT_ID: HeaderName = HeaderName::from_static("x-snapshot-id");
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Answers with the caller's whole state, or the part of it that was asked for.
 pub async fn bootstrap(
@@ -130,19 +125,17 @@ impl Delivery {
 
     /// The headers of every answer.
     fn describe(&self, facts: &Facts, headers: &mut HeaderMap) {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-        if let Some(name) = self.encoding.name() {
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name));
-        }
-        headers.insert(SYNC_METHOD, HeaderValue::from_static(facts.method.as_str()));
-        headers.insert(SYNC_ID, HeaderValue::from(facts.last_sync_id.0));
-        headers.insert(SCHEMA_HASH, text(facts.schema.hash.as_str()));
+        let head = Head {
+            method: facts.method,
+            sync_id: facts.last_sync_id,
+            schema_hash: &facts.schema.hash,
+            encoding: self.encoding,
+            started: self.started,
+        };
+        head.write(headers);
         if let Some(snapshot) = facts.snapshot {
             headers.insert(SNAPSHOT_ID, text(&snapshot.id.to_string()));
         }
-        let millis = self.started.elapsed().as_secs_f64() * 1000.0;
-        headers.insert(SERVER_TIMING, text(&format!("answer;dur={millis:.1}")));
     }
 
     /// An answer whose every byte has its place: with its length and, if it is tagged, conditions and ranges.

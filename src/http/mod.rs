@@ -13,6 +13,7 @@
 //! - Every request leaves exactly one line in the log.
 
 pub mod admin;
+pub mod batch;
 pub mod body;
 pub mod bootstrap;
 pub mod cors;
@@ -22,6 +23,7 @@ pub mod error;
 #[cfg(test)]
 mod fake;
 pub mod identity;
+pub mod lines;
 pub mod openapi;
 pub mod range;
 pub mod request;
@@ -35,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Router, middleware};
 use serde::{Deserialize, Serialize};
 
@@ -170,7 +172,8 @@ impl Http {
 }
 
 /// The paths clients ask.
-const ROUTES: [&str; 5] = ["/sync/bootstrap", "/sync/delta", "/sync/groups", "/sync/schema", "/openapi.json"];
+const ROUTES: [&str; 6] =
+    ["/sync/bootstrap", "/sync/delta", "/sync/batch", "/sync/groups", "/sync/schema", "/openapi.json"];
 
 /// Everything clients can ask.
 ///
@@ -183,10 +186,11 @@ pub fn router(
     settings: &HttpSettings,
 ) -> Result<Router, HttpSettingsError> {
     let rules = Arc::new(settings.rules(metrics)?);
-    let [bootstrap, delta, groups, schema, openapi] = ROUTES;
+    let [bootstrap, delta, batch, groups, schema, openapi] = ROUTES;
     let routes = Router::new()
         .route(bootstrap, get(bootstrap::bootstrap))
         .route(delta, get(delta::delta))
+        .route(batch, post(batch::batch).fallback(async || HttpError::Method("POST")))
         .route(groups, get(schema::groups))
         .route(schema, get(schema::schema))
         .route(openapi, get(openapi::document))
@@ -198,6 +202,6 @@ pub fn router(
 fn framed(routes: Router, rules: Arc<Rules>) -> Router {
     routes
         .fallback(async || HttpError::NotFound)
-        .method_not_allowed_fallback(async || HttpError::Method)
+        .method_not_allowed_fallback(async || HttpError::Method("GET, HEAD"))
         .layer(middleware::from_fn_with_state(rules, accompany))
 }

@@ -19,6 +19,17 @@ const COMMON: [Code; 9] = [
     Code::Internal,
 ];
 
+/// What a bootstrap is never answered with.
+const NOT_OF_BOOTSTRAPS: [Code; 7] = [
+    Code::NotFound,
+    Code::MethodNotAllowed,
+    Code::InvalidBody,
+    Code::InvalidKey,
+    Code::RequestTooLarge,
+    Code::AnswerTooLarge,
+    Code::UnsupportedMediaType,
+];
+
 /// The document.
 pub async fn document() -> Json<Value> {
     Json(describe())
@@ -37,6 +48,7 @@ fn describe() -> Value {
         "security": [{"token": []}],
         "paths": {
             "/sync/bootstrap": {"get": bootstrap()},
+            "/sync/batch": {"post": batch()},
             "/sync/groups": {"get": {
                 "operationId": "groups",
                 "summary": "The sync groups the caller holds.",
@@ -82,8 +94,7 @@ fn bootstrap() -> Value {
         "206": part,
         "304": {"description": "The client has this very answer.", "headers": answer_headers()}
     });
-    let elsewhere = [Code::NotFound, Code::MethodNotAllowed];
-    let codes: Vec<Code> = Code::ALL.into_iter().filter(|code| !elsewhere.contains(code)).collect();
+    let codes: Vec<Code> = Code::ALL.into_iter().filter(|code| !NOT_OF_BOOTSTRAPS.contains(code)).collect();
     json!({
         "operationId": "bootstrap",
         "summary": "The caller's whole state, or the part of it that is asked for.",
@@ -108,6 +119,47 @@ fn bootstrap() -> Value {
             request_id()
         ],
         "responses": responses(answers, &codes)
+    })
+}
+
+fn batch() -> Value {
+    let only_stored = ["x-snapshot-id", "etag", "accept-ranges"];
+    let mut headers = answer_headers();
+    if let Some(headers) = headers.as_object_mut() {
+        headers.retain(|name, _| !only_stored.contains(&name.as_str()));
+    }
+    let ok = json!({
+        "description": "Every row asked for that the caller may see, each once, one JSON object a line with `__class` \
+                        first, and last a line of class `_metadata_`. A body without that line is not complete. What \
+                        is not found, or not seen, is left out.",
+        "headers": headers,
+        "content": {"application/x-ndjson": {"schema": {"type": "string"}}}
+    });
+    let own = [
+        Code::UnknownModel,
+        Code::InvalidBody,
+        Code::InvalidKey,
+        Code::RequestTooLarge,
+        Code::AnswerTooLarge,
+        Code::UnsupportedMediaType,
+        Code::NotAcceptable,
+        Code::WatermarkHeld,
+    ];
+    json!({
+        "operationId": "batch",
+        "summary": "Rows by id or by key.",
+        "description": "For models that are not in the client's bootstrap. Callers that ask for the same keys at the same \
+                        moment share one read of the database; each gets only what it may see. One request that makes no \
+                        sense refuses the whole batch.",
+        "parameters": [
+            header("Accept-Encoding", "zstd, gzip and identity are offered, at equal weight in this order."),
+            request_id()
+        ],
+        "requestBody": {
+            "required": true,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Batch"}}}
+        },
+        "responses": responses(json!({"200": ok}), &[&COMMON[..], &own].concat())
     })
 }
 
@@ -196,7 +248,23 @@ fn schemas() -> Value {
             "fields": {"type": "array", "items": field}
         }),
     );
+    let strict = |required: &[&str], properties: Value| json!({"type": "object", "required": required, "properties": properties, "additionalProperties": false});
+    let request = json!({"oneOf": [
+        strict(&["modelName", "id"], json!({"modelName": text(), "id": text()})),
+        strict(&["modelName", "indexedKey", "keyValue"], json!({
+            "modelName": text(),
+            "indexedKey": {"type": "string", "description": "One of the model's `batchKeys`."},
+            "keyValue": {"type": "string", "description": "For a field of arrays: one of its elements."}
+        }))
+    ]});
     json!({
+        "Batch": strict(&["requests"], json!({
+            "firstSyncId": {
+                "type": ["integer", "null"], "format": "int64", "minimum": 0,
+                "description": "The answer must be true at this sync id or later."
+            },
+            "requests": {"type": "array", "minItems": 1, "items": request}
+        })),
         "Problem": object(&["title", "status", "code", "detail", "requestId"], json!({
             "title": text(),
             "status": {"type": "integer"},
@@ -213,14 +281,13 @@ fn schemas() -> Value {
             "schemaHash": text(), "models": {"type": "array", "items": model}
         })),
         "Metadata": object(
-            &["__class", "method", "epoch", "lastSyncId", "snapshotSyncId", "schemaHash", "subscribedSyncGroups",
-              "returnedModelsCount"],
+            &["__class", "method", "epoch", "lastSyncId", "schemaHash", "subscribedSyncGroups", "returnedModelsCount"],
             json!({
                 "__class": {"const": "_metadata_"},
                 "method": {"enum": ["snapshot", "postgres"]},
                 "epoch": {"type": "string", "description": "Which history the sync ids belong to."},
                 "lastSyncId": {"type": "integer", "description": "The answer holds everything up to it."},
-                "snapshotSyncId": {"type": "integer"},
+                "snapshotSyncId": {"type": "integer", "description": "The snapshot's own; bootstraps only."},
                 "schemaHash": text(),
                 "subscribedSyncGroups": {"type": "array", "items": text()},
                 "returnedModelsCount": {"type": "object", "additionalProperties": {"type": "integer"}}
@@ -257,7 +324,7 @@ mod tests {
             let pointer = reference.strip_prefix('#').expect("within the document");
             assert!(document.pointer(pointer).is_some(), "{reference}");
         }
-        let responses = document["paths"]["/sync/bootstrap"]["get"]["responses"].to_string();
+        let responses = document["paths"].to_string();
         for code in Code::ALL.into_iter().filter(|code| !matches!(code, Code::NotFound | Code::MethodNotAllowed)) {
             assert!(responses.contains(&serde_json::to_string(&code).unwrap()), "{code:?}");
         }

@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod action;
+pub mod batch;
 pub mod catalog;
 pub mod ids;
 pub mod key;
@@ -12,6 +13,7 @@ pub mod schema;
 
 pub use access::{Caller, Grants, GroupSet};
 pub use action::Letter;
+pub use batch::{BatchQuery, BatchRequest, Named};
 pub use catalog::{Catalog, Load, Model};
 pub use ids::{Epoch, Generation, Org, SchemaHash, SnapshotId, SyncGroup, SyncId, User, Watermark};
 pub use query::{BootstrapQuery, DeltaQuery, QueryError};

@@ -37,7 +37,8 @@ pub struct QueryError {
 }
 
 impl QueryError {
-    fn new(field: &str, fault: impl Into<String>) -> Self {
+    /// With both.
+    pub fn new(field: &str, fault: impl Into<String>) -> Self {
         Self { field: field.into(), fault: fault.into() }
     }
 }

@@ -7,7 +7,7 @@ use crate::serve::{ServeError, Service};
 impl Service {
     /// Whom these claims speak for. Groups listed in a token are exactly what the caller holds, nothing is added;
     /// without such a list the caller holds the org's group, the user's own and what the membership tables give, read
-    /// on the primary each time: an answer begun after a membership was taken away does not use it.
+    /// on the primary each time, for all who ask at the same moment at once: an answer begun after a membership was taken away does not use it.
     ///
     /// # Errors
     /// [`ServeError::ForeignClaim`] when the org can't be one of this database; the source's.
@@ -18,7 +18,7 @@ impl Service {
         let groups = match &claims.groups {
             Some(groups) => groups.clone(),
             None => {
-                let mut groups = self.source().memberships(&org, &user).await?;
+                let mut groups = self.loader().memberships(&org, &user).await?;
                 groups.push(SyncGroup::of(SyncGroup::ORG, org.as_str()));
                 groups.push(SyncGroup::of(SyncGroup::USER, user.as_str()));
                 groups

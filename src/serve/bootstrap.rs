@@ -238,7 +238,7 @@ impl Service {
 
     /// What follows the rows when nothing happened after them; `None` when actions were not asked for.
     fn no_actions(&self, asked: &Asked, facts: &Facts) -> Option<CatchUp> {
-        asked.demand.catches_up.then(|| self.catch_up(&asked.caller, facts, &asked.grants, Vec::new()))
+        asked.demand.catches_up.then(|| self.catch_up(&asked.caller, facts, Vec::new()))
     }
 
     /// Brings an answer from its snapshot to the watermark.
@@ -256,7 +256,9 @@ impl Service {
             org: asked.slot.org.clone(),
             after: facts.last_sync_id,
             to: watermark.sync_id,
-            groups: asked.grants.as_slice().to_vec(),
+            // All of the caller's, also where only some were asked for: a row that was removed from those and made anew
+            // in another would be taken for gone.
+            groups: asked.caller.grants.as_slice().to_vec(),
             limit: most,
         };
         let mut actions = self.actions_after(&range).await?;
@@ -270,7 +272,7 @@ impl Service {
         }
         actions.retain(|action| action.object.as_ref().is_none_or(|object| asked.wanted[object.model]));
         facts.last_sync_id = range.to;
-        answer.actions = Some(self.catch_up(&asked.caller, facts, &asked.grants, actions));
+        answer.actions = Some(self.catch_up(&asked.caller, facts, actions));
         Ok(())
     }
 

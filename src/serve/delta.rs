@@ -113,19 +113,21 @@ impl CatchUp {
                 continue;
             };
             let row = rows.get(object).filter(|row| self.grants.sees(&row.groups));
-            let letter = if row.is_some() { *letter } else { Letter::Delete };
+            let letter = match (row, letter) {
+                (None, _) => Letter::Delete,
+                (Some(_), Letter::Insert) => Letter::Insert,
+                (Some(_), _) => Letter::Update,
+            };
             let row = row.map(|row| &*row.line);
             action::object(&mut lines, *id, letter, &models[object.model].name, &object.id, row);
         }
         Ok(lines.into())
     }
 
-    /// The rows as they are now of every object that is not known to be gone.
+    /// The rows as they are now. Objects that the log says are gone are looked for too: one statement may log what a row
+    /// was after what it has become.
     async fn rows<'a>(&self, actions: &'a [Action]) -> Result<HashMap<&'a Object, FoundRow>, ServeError> {
-        let objects: Vec<&Object> = (actions.iter())
-            .filter(|action| action.letter != Letter::Delete)
-            .filter_map(|action| action.object.as_ref())
-            .collect();
+        let objects: Vec<&Object> = actions.iter().filter_map(|action| action.object.as_ref()).collect();
         let ask = |object: &&Object| Ask { model: object.model, by: By::Id, value: object.id.clone() };
         let asks: Vec<Ask> = objects.iter().map(ask).collect();
         let loaded = self.loader.load(&self.org, &asks, self.to, Instant::now() + PIECE_WITHIN).await?;
@@ -177,7 +179,7 @@ impl Service {
             schema,
             groups: caller.grants.as_slice().to_vec(),
         };
-        let actions = self.catch_up(caller, &facts, &caller.grants, actions);
+        let actions = self.catch_up(caller, &facts, actions);
         Ok(Answer { facts, content: Content::Nothing, actions: Some(actions) })
     }
 
@@ -202,14 +204,14 @@ impl Service {
         actions as u64 * self.shared.settings.delta.action_cost > rows
     }
 
-    /// The actions as this caller gets them.
-    pub(super) fn catch_up(&self, caller: &Caller, facts: &Facts, grants: &Grants, actions: Vec<Action>) -> CatchUp {
+    /// The actions as this caller gets them: rows are shown by all groups that the caller holds.
+    pub(super) fn catch_up(&self, caller: &Caller, facts: &Facts, actions: Vec<Action>) -> CatchUp {
         CatchUp {
             loader: self.loader().clone(),
             org: caller.org.clone(),
             to: facts.last_sync_id,
             schema: facts.schema.clone(),
-            grants: grants.clone(),
+            grants: caller.grants.clone(),
             groups: facts.groups.clone(),
             actions,
         }

@@ -23,7 +23,8 @@ use crate::chain::Chain;
 pub use crate::dump::Part;
 use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
-use crate::model::{Epoch, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::model::{Epoch, QueryError, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::serve::batch::answer::BatchSettings;
 use crate::serve::batch::{LoadError, Loader};
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::serve::delta::{CatchUp, DeltaSettings, Resync};
@@ -49,15 +50,17 @@ struct Shared {
     settings: ServeSettings,
 }
 
-/// What the service is told about itself.
+/// How callers are served.
 #[derive(Clone, Debug)]
 pub struct ServeSettings {
-    /// When a snapshot is fresh enough.
-    pub limits: Limits,
+    /// Until when a snapshot is served.
+    pub freshness: Limits,
     /// What a bootstrap allows.
     pub bootstrap: BootstrapSettings,
     /// What a delta allows.
     pub delta: DeltaSettings,
+    /// What a batch may ask for.
+    pub batch: BatchSettings,
 }
 
 /// How one part the service leans on is doing.
@@ -96,7 +99,7 @@ impl Service {
         loader: Loader,
         settings: ServeSettings,
     ) -> Self {
-        let freshness = Freshness::new(source.clone(), store.clone(), settings.limits);
+        let freshness = Freshness::new(source.clone(), store.clone(), settings.freshness);
         Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, loader, settings }) }
     }
 
@@ -140,11 +143,16 @@ impl Service {
     }
 
     fn limits(&self) -> &Limits {
-        &self.shared.settings.limits
+        &self.shared.settings.freshness
     }
 
     fn loader(&self) -> &Loader {
         &self.shared.loader
+    }
+
+    /// What a batch may ask for.
+    pub fn batches(&self) -> &BatchSettings {
+        &self.shared.settings.batch
     }
 
     fn settings(&self) -> &BootstrapSettings {
@@ -286,6 +294,15 @@ pub enum ServeError {
     /// The store did not answer, or what it gave is damaged.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A request of a batch names a model that the catalog does not have.
+    #[error(transparent)]
+    NoSuchModel(QueryError),
+    /// A request of a batch asks by a field that is no key, or for a value that can't be one.
+    #[error(transparent)]
+    NoSuchKey(QueryError),
+    /// A batch, or one request of it, asks for more than one answer may hold.
+    #[error(transparent)]
+    TooMuch(QueryError),
     /// The rows could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),

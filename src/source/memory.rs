@@ -47,7 +47,9 @@ struct State {
     allowance: Option<usize>,
     /// Every look-up that began.
     lookups: Vec<Lookup>,
-    /// What happens to look-ups.
+    /// How many users each read of memberships asked for.
+    membership_reads: Vec<usize>,
+    /// What happens to look-ups and reads of memberships.
     fate: Fate,
 }
 
@@ -58,7 +60,7 @@ struct Entry {
     groups: Vec<SyncGroup>,
 }
 
-/// What a look-up meets.
+/// What a look-up, or a read of memberships, meets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fate {
     /// It is answered.
@@ -87,6 +89,7 @@ impl MemorySource {
             failing: false,
             allowance: None,
             lookups: Vec::new(),
+            membership_reads: Vec::new(),
             fate: Fate::Answered,
         };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
@@ -154,7 +157,12 @@ impl MemorySource {
         self.lock().lookups.clone()
     }
 
-    /// Decides what look-ups meet from now on, and those that are held.
+    /// How many users each read of memberships asked for, in order.
+    pub fn membership_reads(&self) -> Vec<usize> {
+        self.lock().membership_reads.clone()
+    }
+
+    /// Decides what look-ups and reads of memberships meet from now on, and those that are held.
     pub fn set_fate(&self, fate: Fate) {
         self.lock().fate = fate;
         self.shared.changed.notify_waiters();
@@ -363,8 +371,11 @@ impl Source for MemorySource {
         Ok(actions)
     }
 
-    async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError> {
-        Ok(self.answering()?.memberships.get(&(org.clone(), user.clone())).cloned().unwrap_or_default())
+    async fn memberships(&self, members: &[(Org, User)]) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
+        self.lock().membership_reads.push(members.len());
+        self.shared.fate().await?;
+        let state = self.answering()?;
+        Ok(members.iter().map(|member| state.memberships.get(member).cloned().unwrap_or_default()).collect())
     }
 
     async fn pending(&self, orgs: &[(Org, SyncId)], cap: u64) -> Result<Vec<u64>, SourceError> {

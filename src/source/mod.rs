@@ -29,11 +29,11 @@ pub trait Source: Send + Sync + 'static {
     /// [`SourceError::Schema`] when the tables don't fit the catalog, or what keeps the database from answering.
     async fn schema(&self) -> Result<Arc<Schema>, SourceError>;
 
-    /// The highest sync id below which no transaction is open. One probe serves all who ask while it waits to begin;
-    /// an answer is never from a probe that began before the call.
+    /// The highest sync id below which no transaction is open. One probe serves all who ask while it waits to begin. An
+    /// answer is from a probe that began after the call, unless a writer stays open: then it is the last one found.
     ///
     /// # Errors
-    /// [`SourceError::Held`] when a writer stayed open past the limit.
+    /// [`SourceError::Held`] when a writer stayed open past the limit and none was found before.
     async fn watermark(&self) -> Result<Watermark, SourceError>;
 
     /// Which history the database is in now. Never waits for writers.
@@ -71,11 +71,12 @@ pub trait Source: Send + Sync + 'static {
     /// database from answering.
     async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError>;
 
-    /// The groups that the membership tables give a user; without the org's and the user's own. Read on the primary.
+    /// The groups that the membership tables give each of these users, in their order; without the org's and the user's
+    /// own. Read on the primary, after the call.
     ///
     /// # Errors
-    /// What keeps the database from answering.
-    async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError>;
+    /// What keeps the database from answering. A user that can't be one has no groups.
+    async fn memberships(&self, members: &[(Org, User)]) -> Result<Vec<Vec<SyncGroup>>, SourceError>;
 
     /// For each org, how many actions its log holds after a sync id, counted up to `cap`; `cap` where the log does not
     /// reach back to that id.

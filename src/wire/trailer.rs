@@ -36,7 +36,7 @@ pub struct Metadata<'a> {
     pub epoch: &'a Epoch,
     /// The answer holds everything up to here.
     pub last_sync_id: SyncId,
-    /// The watermark of the snapshot it began from, if it did from one.
+    /// The watermark of the snapshot it began from; none for answers that are made of no snapshot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_sync_id: Option<SyncId>,
     /// How the rows look.

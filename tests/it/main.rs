@@ -7,12 +7,14 @@
 
 mod app;
 mod audience;
+mod batch;
 mod bootstrap;
 mod check;
 mod chorus;
 mod cli;
 mod columns;
 mod config;
+mod delta;
 mod deploy;
 mod encode;
 mod http;

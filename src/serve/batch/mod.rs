@@ -15,9 +15,13 @@
 //! - Everything is bounded: keys that wait (with room left for every org), statements at once, keys and bytes of one, bytes
 //!   that answers hold. Past a bound the caller is turned away before anything is read.
 
+pub mod answer;
 pub mod inflight;
 pub mod marks;
+mod members;
 pub mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -28,9 +32,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::chain::Chain;
 use crate::metrics::Metrics;
-use crate::model::{Epoch, Field, Org, Schema, SyncId, key};
-use crate::serve::batch::inflight::{Bounds, InFlight, Load, Run};
+use crate::model::{Epoch, Field, Org, Schema, SyncGroup, SyncId, User, key};
+use crate::serve::batch::inflight::{Bounds, InFlight, Load, Outcome, Run};
 use crate::serve::batch::marks::Marks;
+use crate::serve::batch::members::Members;
 use crate::serve::batch::plan::Column;
 pub use crate::source::{By, FoundRow};
 use crate::source::{Found, Lookup, Source, SourceError};
@@ -192,6 +197,7 @@ struct Shared {
     settings: LoaderSettings,
     metrics: Metrics,
     marks: Marks,
+    members: Members,
     flight: Arc<InFlight>,
     held: Arc<AtomicUsize>,
     /// Whether a task waits for the end of the window.
@@ -202,8 +208,11 @@ impl Loader {
     /// Nothing is loaded yet.
     pub fn new(source: Arc<dyn Source>, tasks: Tasks, settings: LoaderSettings, metrics: Metrics) -> Self {
         let (marks, held) = (Marks::new(source.clone()), Arc::default());
+        let members = Members::new(source.clone(), tasks.clone());
         let (flight, window_open) = (Arc::new(InFlight::new(metrics.clone())), AtomicBool::new(false));
-        Self { shared: Arc::new(Shared { source, tasks, settings, metrics, marks, flight, held, window_open }) }
+        Self {
+            shared: Arc::new(Shared { source, tasks, settings, metrics, marks, members, flight, held, window_open }),
+        }
     }
 
     /// The rows of each key, in the order of the asks, all of one history and schema and each read at `at_least` or
@@ -250,6 +259,14 @@ impl Loader {
             Some(fault) => Err(fault.clone().into()),
             None => Ok(()),
         }
+    }
+
+    /// The groups that the membership tables give a user, read after the call. One statement for all who ask meanwhile.
+    ///
+    /// # Errors
+    /// [`LoadError::Overloaded`] when too many wait; the source's. It waits for as long as the database does.
+    pub async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, LoadError> {
+        self.shared.members.groups(org, user).await
     }
 
     /// How many keys are in flight.
@@ -336,7 +353,7 @@ impl Shared {
         found: Found,
         epoch: &Epoch,
         sync_id: SyncId,
-    ) -> Vec<(Arc<Load>, Result<Arc<Loaded>, LoadError>)> {
+    ) -> Vec<(Arc<Load>, Outcome)> {
         let bytes = found.rows.iter().map(|row| row.line.len()).sum();
         self.metrics.looked_up(found.rows.len(), bytes);
         let held = HeldBytes::new(bytes, self.held.clone());

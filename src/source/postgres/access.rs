@@ -1,9 +1,10 @@
 //! Who belongs where: a user's groups by the membership tables, and which orgs exist.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 
+use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row};
 
 use crate::model::key::canonical;
 use crate::model::{Org, SyncGroup, User};
@@ -11,29 +12,69 @@ use crate::source::postgres::columns::Layout;
 use crate::source::postgres::error::classify;
 use crate::source::{SourceError, sql};
 
-/// The groups of a user, in one statement. A text that the user column's type can't hold belongs to nobody, so it has
-/// no groups; it never reaches the server.
+/// The groups of users, in their order: one statement for all. A text that the user column's type can't hold belongs to
+/// nobody, so it has no groups; it never reaches the server where others wait for the statement.
 ///
 /// # Errors
 /// What keeps the database from answering.
 pub async fn memberships(
     client: &Client,
     layout: &Layout,
-    org: &Org,
-    user: &User,
-) -> Result<Vec<SyncGroup>, SourceError> {
-    let access = layout.schema.catalog.access();
+    members: &[(Org, User)],
+) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
+    if layout.memberships.iter().all(|types| is_known(&types.org) && is_known(&types.user)) {
+        return groups_of(client, layout, members).await;
+    }
+    // Only the server can tell whether such a text fits, so each is asked for alone.
+    let mut groups = Vec::with_capacity(members.len());
+    for member in members {
+        match groups_of(client, layout, std::slice::from_ref(member)).await {
+            Ok(found) => groups.extend(found),
+            Err(SourceError::Failed { cause, .. }) if is_misfit(&*cause) => groups.push(Vec::new()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(groups)
+}
+
+/// Whether the server refused a value: class 22, data exceptions (PostgreSQL docs, appendix A).
+fn is_misfit(cause: &(dyn Error + 'static)) -> bool {
+    let code = cause.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code);
+    code.is_some_and(|code| code.code().starts_with("22"))
+}
+
+async fn groups_of(
+    client: &Client,
+    layout: &Layout,
+    members: &[(Org, User)],
+) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
+    let mut groups = vec![Vec::new(); members.len()];
     let mut selects = Vec::new();
-    for (membership, types) in access.memberships.iter().zip(&layout.memberships) {
-        if !fits(&types.org, org.as_str()) || !fits(&types.user, user.as_str()) {
+    let mut columns: Vec<(Vec<i32>, Vec<&str>, Vec<&str>)> = Vec::new();
+    for (membership, types) in layout.schema.catalog.access().memberships.iter().zip(&layout.memberships) {
+        let mut asked = (Vec::new(), Vec::new(), Vec::new());
+        for (place, (org, user)) in (0..).zip(members) {
+            if fits(&types.org, org.as_str()) && fits(&types.user, user.as_str()) {
+                asked.0.push(place);
+                asked.1.push(org.as_str());
+                asked.2.push(user.as_str());
+            }
+        }
+        if asked.0.is_empty() {
             continue;
         }
+        let first = columns.len() * 3 + 1;
+        columns.push(asked);
         // The kind is the catalog's: a letter, then letters, digits, `_` and `-` (checked when it is parsed).
         selects.push(format!(
-            "SELECT '{}' AS kind, {}::pg_catalog.text AS id FROM {} \
-             WHERE {} = $1::pg_catalog.text::{} AND {} = $2::pg_catalog.text::{}",
+            "SELECT asked.place, '{}' AS kind, held.{}::pg_catalog.text AS id \
+             FROM ROWS FROM (pg_catalog.unnest(${first}::pg_catalog.int4[]), pg_catalog.unnest(${}::pg_catalog.text[]), \
+                             pg_catalog.unnest(${}::pg_catalog.text[])) AS asked(place, org, member) \
+             JOIN {} AS held ON held.{} = asked.org::{} AND held.{} = asked.member::{}",
             membership.kind,
             sql::ident(&membership.group),
+            first + 1,
+            first + 2,
             sql::table(&membership.table),
             sql::ident(&membership.org),
             types.org,
@@ -42,19 +83,32 @@ pub async fn memberships(
         ));
     }
     if selects.is_empty() {
-        return Ok(Vec::new());
+        return Ok(groups);
     }
-    let statement = selects.join(" UNION ALL ");
-    let (org, user) = (org.as_str(), user.as_str());
-    let rows = texts(client, &statement, &[&org, &user], "reading the memberships").await?;
-    let group = |row: &Row| Some(SyncGroup::of(row.get(0), row.get::<_, Option<&str>>(1)?));
-    Ok(rows.iter().filter_map(group).collect())
+    let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = Vec::new();
+    for (places, orgs, users) in &columns {
+        parameters.push((places, Type::INT4_ARRAY));
+        parameters.push((orgs, Type::TEXT_ARRAY));
+        parameters.push((users, Type::TEXT_ARRAY));
+    }
+    let rows = client.query_typed(&selects.join(" UNION ALL "), &parameters).await;
+    for row in rows.map_err(|error| classify("reading the memberships", error))? {
+        let place = usize::try_from(row.get::<_, i32>(0)).ok().and_then(|place| groups.get_mut(place));
+        if let (Some(groups), Some(id)) = (place, row.get::<_, Option<&str>>(2)) {
+            groups.push(SyncGroup::of(row.get(1), id));
+        }
+    }
+    Ok(groups)
+}
+
+/// Whether it is known here which texts a type can hold.
+fn is_known(cast_type: &str) -> bool {
+    matches!(cast_type, "uuid" | "smallint" | "integer" | "bigint" | "text" | "character varying")
 }
 
 /// Whether a text may be cast to this type. Types whose texts are not known here are left to the server.
 fn fits(cast_type: &str, text: &str) -> bool {
-    let known = matches!(cast_type, "uuid" | "smallint" | "integer" | "bigint" | "text" | "character varying");
-    !text.contains('\0') && (!known || canonical(cast_type, text).is_some())
+    !text.contains('\0') && (!is_known(cast_type) || canonical(cast_type, text).is_some())
 }
 
 /// Every org that exists. A model whose id is its org is the table of orgs; without one, an org exists while a row of
@@ -78,11 +132,6 @@ pub async fn orgs(client: &Client, layout: &Layout) -> Result<Vec<Org>, SourceEr
         .collect();
     let statement = selects.into_iter().collect::<Vec<_>>().join(" UNION ");
     let statement = format!("SELECT DISTINCT org FROM ({statement}) AS orgs(org)");
-    let rows = texts(client, &statement, &[], "listing the orgs").await?;
+    let rows = client.query_typed(&statement, &[]).await.map_err(|error| classify("listing the orgs", error))?;
     Ok(rows.iter().map(|row| Org::new(row.get::<_, &str>(0))).collect())
-}
-
-async fn texts(client: &Client, statement: &str, texts: &[&&str], doing: &str) -> Result<Vec<Row>, SourceError> {
-    let parameters: Vec<(&(dyn ToSql + Sync), Type)> = texts.iter().map(|text| (*text as _, Type::TEXT)).collect();
-    client.query_typed(statement, &parameters).await.map_err(|error| classify(doing, error))
 }

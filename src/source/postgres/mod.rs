@@ -129,13 +129,12 @@ impl PostgresSource {
 
 /// Starts the task that probes for watermarks; it ends with the service.
 fn start_prober(pool: &Pool, log: &Arc<KnownLog>, settings: &WatermarkSettings, tasks: &Tasks) -> Watermarks {
-    let (watermarks, prober) = Watermarks::new(ASKING);
+    let (watermarks, prober) = Watermarks::new(ASKING, settings.clone());
     let (pool, log, token) = (pool.clone(), log.clone(), tasks.token().clone());
-    let held = Duration::from_millis(settings.held_ms);
     tasks.spawn("watermark", async move {
-        let probes = prober.run(|| async {
+        let probes = prober.run(async |report| {
             let client = pool.get().await?;
-            let watermark = watermark::probe(&client, &log.get(&client).await?, held).await?;
+            let watermark = watermark::probe_patiently(&client, &log.get(&client).await?, &report).await?;
             client.release();
             Ok(watermark)
         });
@@ -205,10 +204,10 @@ impl Source for PostgresSource {
         Ok(actions)
     }
 
-    async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, SourceError> {
+    async fn memberships(&self, members: &[(Org, User)]) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
         let layout = self.layout().await?;
         let client = self.primary.get().await?;
-        let groups = access::memberships(&client, &layout, org, user).await?;
+        let groups = access::memberships(&client, &layout, members).await?;
         client.release();
         Ok(groups)
     }

@@ -15,14 +15,15 @@
 //! L is true for as long as the epoch lasts: the system identifier and the timeline (restore, point-in-time recovery,
 //! failover), the database and the log table (made again), and the storage of the sequence (restarted).
 //!
-//! [`Watermarks`] lets one probe serve everyone who asked before it began.
+//! [`Watermarks`] lets one probe serve everyone who asked before it began. A writer that stays open holds a probe back; then
+//! those who ask get the last watermark that was found, which stays true: answers are older, not wrong.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Row};
 
 use crate::model::{Epoch, SyncId, Watermark};
@@ -59,14 +60,16 @@ pub struct Standby;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WatermarkSettings {
-    /// Milliseconds a probe waits for open writers before it fails, and as long again for the WAL.
+    /// Milliseconds that whoever asks waits for open writers before the last watermark found is good enough.
+    pub patience_ms: u64,
+    /// Milliseconds that whoever asks waits for open writers when none was found yet; then it is an error.
     pub held_ms: u64,
 }
 
 impl Default for WatermarkSettings {
     /// What `config/headstart.toml` says; a test holds the two together.
     fn default() -> Self {
-        Self { held_ms: 10_000 }
+        Self { patience_ms: 100, held_ms: 10_000 }
     }
 }
 
@@ -85,9 +88,15 @@ pub async fn epoch(client: &Client, log: &Log) -> Result<Epoch, SourceError> {
 /// [`SourceError::Held`] when a writer stayed open for longer, with its session's name; [`SourceError::Unavailable`] with
 /// [`Standby`] as its cause when the server is no primary; else what PostgreSQL says.
 pub async fn probe(client: &Client, log: &Log, limit: Duration) -> Result<Watermark, SourceError> {
+    probe_aloud(client, log, limit, &Report::default()).await
+}
+
+/// The same, telling meanwhile what it finds.
+async fn probe_aloud(client: &Client, log: &Log, limit: Duration, report: &Report) -> Result<Watermark, SourceError> {
     loop {
         let (epoch, sync_id) = drawn(client, log).await?;
-        wait_for_writers(client, log, limit).await?;
+        report.0.send_modify(|progress| progress.probing = Some(epoch.clone()));
+        wait_for_writers(client, log, limit, report).await?;
         wait_for_wal(client, limit).await?;
         // A log that was made anew or restarted meanwhile has drawn other ids than those that were read.
         if drawn(client, log).await?.0 == epoch {
@@ -121,7 +130,7 @@ async fn drawn(client: &Client, log: &Log) -> Result<(Epoch, SyncId), SourceErro
     Ok((Epoch::new(epoch), SyncId(u64::try_from(row.get::<_, i64>(2)).unwrap_or_default())))
 }
 
-async fn wait_for_writers(client: &Client, log: &Log, limit: Duration) -> Result<(), SourceError> {
+async fn wait_for_writers(client: &Client, log: &Log, limit: Duration, report: &Report) -> Result<(), SourceError> {
     let sql = format!("{LOG_TABLES} SELECT DISTINCT l.virtualtransaction {WRITERS}");
     let failed = |error| classify("listing the log's writers", error);
     let open = async || -> Result<BTreeSet<String>, SourceError> {
@@ -141,6 +150,7 @@ async fn wait_for_writers(client: &Client, log: &Log, limit: Duration) -> Result
             }
             silent = false;
             tracing::warn!(holder, "the watermark is held back by an open transaction");
+            report.0.send_modify(|progress| progress.holder = Some(holder));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(POLL.1);
@@ -214,63 +224,113 @@ async fn wait_for_wal(client: &Client, limit: Duration) -> Result<(), SourceErro
 
 type Answer = Result<Watermark, SourceError>;
 
+/// How far the probe is, for those who wait.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The last watermark that was found.
+    known: Option<Watermark>,
+    /// The epoch that the probe under way has found itself in.
+    probing: Option<Epoch>,
+    /// Who holds it back.
+    holder: Option<String>,
+}
+
+/// Where a probe tells what it finds.
+#[derive(Clone, Debug, Default)]
+pub struct Report(watch::Sender<Progress>);
+
 /// Asks for watermarks. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Watermarks {
     asks: mpsc::Sender<oneshot::Sender<Answer>>,
+    progress: watch::Receiver<Progress>,
+    settings: WatermarkSettings,
 }
 
 /// The other end: makes the probes. Runs in a task of its own, so that no caller's going away stops the others'.
 #[derive(Debug)]
 pub struct Prober {
     asks: mpsc::Receiver<oneshot::Sender<Answer>>,
+    report: Report,
 }
 
 impl Watermarks {
     /// Both ends. `waiting` bounds how many callers are queued for the next probe; more wait before they are queued.
-    pub fn new(waiting: usize) -> (Self, Prober) {
+    pub fn new(waiting: usize, settings: WatermarkSettings) -> (Self, Prober) {
         let (sender, receiver) = mpsc::channel(waiting);
-        (Self { asks: sender }, Prober { asks: receiver })
+        let report = Report::default();
+        let progress = report.0.subscribe();
+        (Self { asks: sender, progress, settings }, Prober { asks: receiver, report })
     }
 
-    /// A watermark from a probe that begins after this call. Cancel safe.
+    /// A watermark from a probe that begins after this call, or, when open writers hold that back for longer than the
+    /// caller's patience, the last one that was found in the same epoch. Cancel safe.
     ///
     /// # Errors
-    /// Those of [`probe`], shared by all who waited for it; [`SourceError::Unavailable`] when the prober has ended.
+    /// [`SourceError::Held`] when none was found yet; those of [`probe`], shared by all who waited for it;
+    /// [`SourceError::Unavailable`] when the prober has ended.
     pub async fn get(&self) -> Answer {
-        let (sender, receiver) = oneshot::channel();
+        let (sender, mut receiver) = oneshot::channel();
         let gone = || SourceError::unavailable("the watermark's task has ended");
-        self.asks.send(sender).await.map_err(|_| gone())?;
-        receiver.await.map_err(|_| gone())?
+        let patience = Duration::from_millis(self.settings.patience_ms);
+        let asked = async {
+            self.asks.send(sender).await.map_err(|_| gone())?;
+            (&mut receiver).await.map_err(|_| gone())?
+        };
+        if let Ok(answer) = timeout(patience, asked).await {
+            return answer;
+        }
+        if let Some(known) = self.known() {
+            return Ok(known);
+        }
+        let left = Duration::from_millis(self.settings.held_ms).saturating_sub(patience);
+        match timeout(left, receiver).await {
+            Ok(answer) => answer.map_err(|_| gone())?,
+            Err(_) => {
+                let holder = self.progress.borrow().holder.clone();
+                Err(SourceError::Held { holder: holder.unwrap_or_else(|| "an open transaction".into()) })
+            }
+        }
+    }
+
+    /// The last watermark that was found, if the probe under way has seen that the epoch is still the same.
+    fn known(&self) -> Option<Watermark> {
+        let progress = self.progress.borrow();
+        progress.known.clone().filter(|known| progress.probing.as_ref() == Some(&known.epoch))
     }
 }
 
 impl Prober {
-    /// Makes a probe whenever someone asks, one at a time, until every [`Watermarks`] is gone. A probe that nobody waits
-    /// for any more is dropped.
-    pub async fn run<F: Future<Output = Answer>>(mut self, mut probe: impl FnMut() -> F) {
+    /// Makes a probe whenever someone asks, one at a time, until every [`Watermarks`] is gone. A probe goes on when
+    /// nobody waits for it any more: were it dropped, writers that come one after the other could hold the watermark
+    /// back for ever.
+    pub async fn run<F: Future<Output = Answer>>(mut self, mut probe: impl FnMut(Report) -> F) {
         while let Some(first) = self.asks.recv().await {
             let mut asks = vec![first];
             while let Ok(ask) = self.asks.try_recv() {
                 asks.push(ask);
             }
-            let answer = {
-                let all_gone = async {
-                    for ask in &mut asks {
-                        ask.closed().await;
-                    }
-                };
-                tokio::select! {
-                    answer = probe() => answer,
-                    () = all_gone => continue,
+            let answer = probe(self.report.clone()).await;
+            self.report.0.send_modify(|progress| {
+                (progress.probing, progress.holder) = (None, None);
+                if let Ok(found) = &answer {
+                    progress.known = Some(found.clone());
                 }
-            };
+            });
             for ask in asks {
                 // Whoever has gone needs no answer.
                 let _ = ask.send(answer.clone());
             }
         }
     }
+}
+
+/// Probes for the prober: however long writers stay open.
+///
+/// # Errors
+/// As [`probe`].
+pub async fn probe_patiently(client: &Client, log: &Log, report: &Report) -> Answer {
+    probe_aloud(client, log, Duration::MAX, report).await
 }
 
 #[cfg(test)]
@@ -286,10 +346,10 @@ mod tests {
 
     /// A prober whose n-th probe takes a second and finds n.
     fn slow_prober() -> (Watermarks, Rc<Cell<u64>>, impl Future<Output = ()>) {
-        let (watermarks, prober) = Watermarks::new(8);
+        let (watermarks, prober) = Watermarks::new(8, WatermarkSettings { patience_ms: 5_000, held_ms: 10_000 });
         let probes = Rc::new(Cell::new(0));
         let counted = Rc::clone(&probes);
-        let run = prober.run(move || {
+        let run = prober.run(move |_| {
             counted.set(counted.get() + 1);
             let found = counted.get();
             async move {
@@ -330,23 +390,57 @@ mod tests {
         let (watermarks, probes, run) = slow_prober();
         beside(run, async {
             let (impatient, patient) =
-                tokio::join!(tokio::time::timeout(Duration::from_millis(500), watermarks.get()), watermarks.get());
+                tokio::join!(timeout(Duration::from_millis(500), watermarks.get()), watermarks.get());
             assert!(impatient.is_err());
             assert_eq!(patient.unwrap(), mark(1));
-            let alone = tokio::time::timeout(Duration::from_millis(500), watermarks.get()).await;
+            let alone = timeout(Duration::from_millis(500), watermarks.get()).await;
             assert!(alone.is_err());
-            let began = Instant::now();
-            assert_eq!(watermarks.get().await.unwrap(), mark(3));
-            assert!(began.elapsed() <= Duration::from_millis(1001), "the abandoned probe was dropped");
+            assert_eq!(watermarks.get().await.unwrap(), mark(3), "the abandoned probe went on, the next is newer");
             assert_eq!(probes.get(), 3);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_is_held_back_leaves_the_last_watermark_in_force() {
+        let (watermarks, prober) = Watermarks::new(8, WatermarkSettings { patience_ms: 100, held_ms: 1_000 });
+        let probes = Cell::new(0);
+        // The first is held for a minute, the second finds something, the others are held, the last in another epoch.
+        let run = prober.run(|report| {
+            probes.set(probes.get() + 1);
+            let number = probes.get();
+            async move {
+                let epoch = Epoch::new(if number < 4 { "e" } else { "f" });
+                report
+                    .0
+                    .send_modify(|progress| (progress.probing, progress.holder) = (Some(epoch), Some("pid 1".into())));
+                if number != 2 {
+                    tokio::time::sleep(Duration::from_secs(60)).await;
+                }
+                Ok(mark(number))
+            }
+        });
+        beside(run, async {
+            let began = Instant::now();
+            let held = watermarks.get().await;
+            assert!(matches!(&held, Err(SourceError::Held { holder }) if holder == "pid 1"), "{held:?}");
+            assert_eq!(began.elapsed(), Duration::from_secs(1));
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(watermarks.get().await.unwrap(), mark(2));
+            let began = Instant::now();
+            assert_eq!(watermarks.get().await.unwrap(), mark(2), "older, not wrong");
+            assert_eq!(began.elapsed(), Duration::from_millis(100));
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let other = watermarks.get().await;
+            assert!(matches!(other, Err(SourceError::Held { .. })), "{other:?}");
         })
         .await;
     }
 
     #[tokio::test]
     async fn all_who_wait_get_the_error_with_its_causes() {
-        let (watermarks, prober) = Watermarks::new(8);
-        let run = prober.run(async || Err(SourceError::unavailable(Standby)));
+        let (watermarks, prober) = Watermarks::new(8, WatermarkSettings::default());
+        let run = prober.run(async |_| Err(SourceError::unavailable(Standby)));
         beside(run, async {
             for answer in futures_util::future::join_all([watermarks.get(), watermarks.get()]).await {
                 let error = answer.unwrap_err();

@@ -11,6 +11,7 @@ use headstart::model::schema::{Field, JsonKind};
 use headstart::model::{
     BootstrapQuery, Caller, Catalog, Grants, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId, User,
 };
+use headstart::serve::batch::answer::BatchSettings;
 use headstart::serve::batch::{Loader, LoaderSettings};
 use headstart::serve::bootstrap::BootstrapSettings;
 use headstart::serve::delta::DeltaSettings;
@@ -70,8 +71,13 @@ impl World {
         let cache = PackCache::new(store.clone(), &Default::default(), tasks.clone());
         // Looks are not shared beyond those who ask at the same time, so that a test sees its own changes at once.
         let loader = Loader::new(source.clone(), tasks.clone(), LoaderSettings::default(), Metrics::new());
-        let settings = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
-        let settings = ServeSettings { limits: LIMITS, bootstrap: settings, delta: DeltaSettings::default() };
+        let bootstrap = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
+        let settings = ServeSettings {
+            freshness: LIMITS,
+            bootstrap,
+            delta: DeltaSettings::default(),
+            batch: BatchSettings::default(),
+        };
         let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings);
         Self { source, store, dumps, service, tasks, schema }
     }

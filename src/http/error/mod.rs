@@ -4,6 +4,8 @@
 //! people, the `field` at fault where there is one, and the `requestId` under which the log tells more. Causes stay in
 //! the log: a caller never sees a database's words, a path or a name that is not in the request.
 
+mod code;
+
 use std::time::Duration;
 
 use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -13,13 +15,12 @@ use serde::Serialize;
 
 use crate::auth::TokenError;
 use crate::chain::Chain;
-use crate::dump::DumpError;
+pub use crate::http::error::code::Code;
+use crate::http::error::code::serve_code;
 use crate::model::QueryError;
 use crate::serve::ServeError;
 use crate::serve::batch::LoadError;
 use crate::snapshot::FrameError;
-use crate::source::SourceError;
-use crate::store::StoreError;
 
 /// The least a client is asked to wait before it tries again, in seconds; the most is three times that, drawn at
 /// random, so that clients turned away together don't come back together.
@@ -34,6 +35,15 @@ pub enum HttpError {
     /// The query makes no sense.
     #[error(transparent)]
     Query(#[from] QueryError),
+    /// The body makes no sense.
+    #[error(transparent)]
+    Body(QueryError),
+    /// The body, or what it asks for, is too much at once.
+    #[error(transparent)]
+    TooLarge(QueryError),
+    /// The body is of another media type, or encoded.
+    #[error("the body is not plain JSON")]
+    MediaType,
     /// The service has no answer.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -46,9 +56,9 @@ pub enum HttpError {
     /// There is nothing at this path.
     #[error("there is nothing at this path")]
     NotFound,
-    /// The path is not asked with this method.
-    #[error("the path is not asked with this method")]
-    Method,
+    /// The path is asked with these methods only.
+    #[error("the path is asked with {0}")]
+    Method(&'static str),
     /// The path and query have more bytes than this limit.
     #[error("the path and query have more than {0} bytes")]
     Uri(usize),
@@ -64,125 +74,6 @@ pub enum HttpError {
     /// The answer had not begun when it should have been done.
     #[error("the answer had not begun after {0:?}")]
     Deadline(Duration),
-}
-
-/// The names of what can go wrong, for programs. They never change their meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Code {
-    /// No token, or one that is not taken.
-    Unauthenticated,
-    /// A parameter makes no sense.
-    InvalidQuery,
-    /// There is no such model.
-    UnknownModel,
-    /// The model is loaded by batch only.
-    ExplicitModel,
-    /// A group was asked for that the caller does not hold.
-    GroupNotHeld,
-    /// The client was made for another schema.
-    SchemaMismatch,
-    /// `noCache` is turned off.
-    NoCacheRefused,
-    /// The client has to bootstrap: its cursor is of another epoch, too old, or catching up is dearer.
-    ResyncRequired,
-    /// The body is not what this call takes.
-    InvalidBody,
-    /// A batch asks by a field that is no key, or for a value that can't be one.
-    InvalidKey,
-    /// The body is too long, or asks for too much at once.
-    RequestTooLarge,
-    /// What is asked for is more than one answer may hold.
-    AnswerTooLarge,
-    /// The body is of another media type than this call takes.
-    UnsupportedMediaType,
-    /// No offered content coding is accepted.
-    NotAcceptable,
-    /// The range lies behind the end.
-    RangeNotSatisfiable,
-    /// Nothing is at this path.
-    NotFound,
-    /// The path is not asked with this method.
-    MethodNotAllowed,
-    /// Path and query are too long.
-    UriTooLong,
-    /// The headers are too long.
-    HeadersTooLarge,
-    /// The database is not yet where the request wants it.
-    WatermarkHeld,
-    /// The database does not answer, or not in time.
-    DatabaseUnavailable,
-    /// The database's tables don't fit the service's catalog.
-    CatalogMismatch,
-    /// The snapshot store does not answer.
-    StoreUnavailable,
-    /// More work waits than is allowed to.
-    Overloaded,
-    /// The service is stopping.
-    Stopping,
-    /// A fault of the service.
-    Internal,
-}
-
-impl Code {
-    /// All of them, for the API's description.
-    pub const ALL: [Self; 26] = [
-        Self::Unauthenticated,
-        Self::InvalidQuery,
-        Self::UnknownModel,
-        Self::ExplicitModel,
-        Self::GroupNotHeld,
-        Self::SchemaMismatch,
-        Self::NoCacheRefused,
-        Self::ResyncRequired,
-        Self::InvalidBody,
-        Self::InvalidKey,
-        Self::RequestTooLarge,
-        Self::AnswerTooLarge,
-        Self::UnsupportedMediaType,
-        Self::NotAcceptable,
-        Self::RangeNotSatisfiable,
-        Self::NotFound,
-        Self::MethodNotAllowed,
-        Self::UriTooLong,
-        Self::HeadersTooLarge,
-        Self::WatermarkHeld,
-        Self::DatabaseUnavailable,
-        Self::CatalogMismatch,
-        Self::StoreUnavailable,
-        Self::Overloaded,
-        Self::Stopping,
-        Self::Internal,
-    ];
-
-    /// The status it is sent with.
-    pub fn status(self) -> StatusCode {
-        match self {
-            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
-            Self::InvalidQuery => StatusCode::BAD_REQUEST,
-            Self::UnknownModel | Self::ExplicitModel | Self::InvalidBody | Self::InvalidKey => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
-            Self::RequestTooLarge | Self::AnswerTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::GroupNotHeld | Self::NoCacheRefused => StatusCode::FORBIDDEN,
-            Self::SchemaMismatch => StatusCode::CONFLICT,
-            Self::ResyncRequired => StatusCode::GONE,
-            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
-            Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
-            Self::NotFound => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::UriTooLong => StatusCode::URI_TOO_LONG,
-            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::WatermarkHeld
-            | Self::DatabaseUnavailable
-            | Self::CatalogMismatch
-            | Self::StoreUnavailable
-            | Self::Overloaded
-            | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        }
-    }
 }
 
 /// The body of an error.
@@ -206,11 +97,14 @@ impl HttpError {
         match self {
             Self::Unauthenticated(_) => Code::Unauthenticated,
             Self::Query(_) => Code::InvalidQuery,
+            Self::Body(_) => Code::InvalidBody,
+            Self::TooLarge(_) => Code::RequestTooLarge,
+            Self::MediaType => Code::UnsupportedMediaType,
             Self::Serve(error) => serve_code(error),
             Self::NotAcceptable => Code::NotAcceptable,
             Self::Range(_) => Code::RangeNotSatisfiable,
             Self::NotFound => Code::NotFound,
-            Self::Method => Code::MethodNotAllowed,
+            Self::Method(_) => Code::MethodNotAllowed,
             Self::Uri(_) => Code::UriTooLong,
             Self::Headers(_) => Code::HeadersTooLarge,
             Self::Panic(_) | Self::Begin(_) => Code::Internal,
@@ -255,8 +149,8 @@ impl HttpError {
             (StatusCode::UNAUTHORIZED, _) => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            (StatusCode::METHOD_NOT_ALLOWED, _) => {
-                headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            (_, Self::Method(allowed)) => {
+                headers.insert(ALLOW, HeaderValue::from_static(allowed));
             }
             (_, Self::Range(len)) => {
                 let value = HeaderValue::try_from(format!("bytes */{len}")).expect("digits can stand in a header");
@@ -271,7 +165,7 @@ impl HttpError {
     fn detail(&self, code: Code) -> String {
         match self {
             // These speak of the request only; the text of other errors may name a session, a table, a file.
-            Self::Query(error) => error.to_string(),
+            Self::Query(error) | Self::Body(error) | Self::TooLarge(error) => error.to_string(),
             Self::Serve(
                 error @ (ServeError::UnknownModel(_)
                 | ServeError::ExplicitModel(_)
@@ -279,9 +173,13 @@ impl HttpError {
                 | ServeError::SchemaMismatch { .. }
                 | ServeError::NoCacheRefused
                 | ServeError::Resync(_)
-                | ServeError::Ahead { .. }),
+                | ServeError::Ahead { .. }
+                | ServeError::NoSuchModel(_)
+                | ServeError::NoSuchKey(_)
+                | ServeError::TooMuch(_)
+                | ServeError::Load(LoadError::Ahead { .. })),
             ) => error.to_string(),
-            Self::Uri(_) | Self::Headers(_) => self.to_string(),
+            Self::Uri(_) | Self::Headers(_) | Self::Method(_) => self.to_string(),
             Self::Range(len) => format!("the answer has {len} bytes"),
             _ => code.meaning().into(),
         }
@@ -291,7 +189,13 @@ impl HttpError {
     fn field(&self, code: Code) -> Option<&str> {
         match self {
             _ if code == Code::Unauthenticated => Some("authorization"),
-            Self::Query(error) => Some(&error.field),
+            Self::Query(error)
+            | Self::Body(error)
+            | Self::TooLarge(error)
+            | Self::Serve(ServeError::NoSuchModel(error) | ServeError::NoSuchKey(error) | ServeError::TooMuch(error)) => {
+                Some(&error.field)
+            }
+            Self::MediaType => Some("content-type"),
             Self::Serve(ServeError::UnknownModel(_) | ServeError::ExplicitModel(_)) => Some("onlyModels"),
             Self::Serve(ServeError::GroupNotHeld(_)) => Some("syncGroups"),
             Self::Serve(ServeError::SchemaMismatch { .. }) => Some("schemaHash"),
@@ -303,86 +207,6 @@ impl HttpError {
             Self::Headers(_) => Some("headers"),
             _ => None,
         }
-    }
-}
-
-impl Code {
-    /// A sentence that fits every error of this code.
-    fn meaning(self) -> &'static str {
-        match self {
-            Self::Unauthenticated => "a valid bearer token is needed",
-            Self::NotAcceptable => "zstd, gzip and identity are offered; `accept-encoding` refuses them",
-            Self::NotFound => "there is nothing at this path",
-            Self::MethodNotAllowed => "this path is asked with GET",
-            Self::WatermarkHeld => "an open transaction keeps the database from where the request wants it",
-            Self::DatabaseUnavailable => "the database does not answer in time",
-            Self::CatalogMismatch => "the database's tables do not fit the service's catalog",
-            Self::StoreUnavailable => "the snapshot store does not answer in time",
-            Self::Overloaded => "more work waits than is allowed to",
-            Self::Stopping => "the service is stopping",
-            _ => "the service failed; its log has the cause under this request id",
-        }
-    }
-}
-
-/// The fault of the service as a whole, by what failed underneath.
-fn serve_code(error: &ServeError) -> Code {
-    match error {
-        ServeError::UnknownModel(_) => Code::UnknownModel,
-        ServeError::ExplicitModel(_) => Code::ExplicitModel,
-        ServeError::GroupNotHeld(_) => Code::GroupNotHeld,
-        ServeError::SchemaMismatch { .. } => Code::SchemaMismatch,
-        ServeError::NoCacheRefused => Code::NoCacheRefused,
-        ServeError::Resync(_) => Code::ResyncRequired,
-        ServeError::Ahead { .. } => Code::WatermarkHeld,
-        ServeError::ForeignClaim { .. } => Code::Unauthenticated,
-        ServeError::Source(error) => source_code(error),
-        ServeError::Store(error) => store_code(error),
-        ServeError::Dump(error) => dump_code(error),
-        ServeError::Load(error) => load_code(error),
-    }
-}
-
-fn load_code(error: &LoadError) -> Code {
-    match error {
-        LoadError::Source(error) => source_code(error),
-        LoadError::Ahead { .. } => Code::WatermarkHeld,
-        LoadError::Overloaded | LoadError::Unsettled => Code::Overloaded,
-        LoadError::TooLarge { .. } => Code::AnswerTooLarge,
-        LoadError::Deadline => Code::DatabaseUnavailable,
-        LoadError::Broken => Code::Internal,
-    }
-}
-
-fn source_code(error: &SourceError) -> Code {
-    match error {
-        SourceError::Unavailable(_) | SourceError::Busy(_) => Code::DatabaseUnavailable,
-        SourceError::Held { .. } => Code::WatermarkHeld,
-        SourceError::Schema(_) => Code::CatalogMismatch,
-        // The org is the token's.
-        SourceError::Org(_) => Code::Unauthenticated,
-        // Whoever asked for actions has made of it what it means; nobody else asks.
-        SourceError::Trimmed { .. } | SourceError::Failed { .. } | SourceError::TooLarge(_) => Code::Internal,
-    }
-}
-
-fn store_code(error: &StoreError) -> Code {
-    match error {
-        // What is missing was replaced while it was read: the next request finds what replaced it.
-        StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Missing(_) => Code::StoreUnavailable,
-        StoreError::NoRoom => Code::Overloaded,
-        StoreError::Conflict | StoreError::Damaged { .. } => Code::Internal,
-    }
-}
-
-fn dump_code(error: &DumpError) -> Code {
-    match error {
-        DumpError::Source(error) => source_code(error),
-        DumpError::Spool(_) | DumpError::SpoolFull { .. } | DumpError::Overloaded => Code::Overloaded,
-        // The tables keep changing, or the dump has gone elsewhere: the next request finds where things stand.
-        DumpError::SchemaChanged | DumpError::Elsewhere => Code::Overloaded,
-        DumpError::Stopping => Code::Stopping,
-        DumpError::Frame(_) | DumpError::Broken => Code::Internal,
     }
 }
 
@@ -408,7 +232,10 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::dump::DumpError;
     use crate::model::{SyncGroup, SyncId};
+    use crate::source::SourceError;
+    use crate::store::StoreError;
 
     async fn body(error: &HttpError) -> (HeaderMap, Value) {
         let response = error.respond("r-1");
@@ -464,7 +291,7 @@ mod tests {
         }
         assert_eq!(body(&HttpError::Unauthenticated(None)).await.0[WWW_AUTHENTICATE], "Bearer");
         assert_eq!(body(&HttpError::Range(42)).await.0[CONTENT_RANGE], "bytes */42");
-        assert_eq!(body(&HttpError::Method).await.0[ALLOW], "GET, HEAD");
+        assert_eq!(body(&HttpError::Method("GET, HEAD")).await.0[ALLOW], "GET, HEAD");
         let mismatch = HttpError::Serve(ServeError::SchemaMismatch { server: "abc".into() });
         assert_eq!(body(&mismatch).await.1["schemaHash"], "abc");
         let ahead = HttpError::Serve(ServeError::Ahead { watermark: SyncId(4) });
