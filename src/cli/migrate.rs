@@ -8,6 +8,7 @@ use clap::Args;
 use crate::app;
 use crate::cli::CliError;
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::model::Catalog;
 use crate::source::SourceError;
 use crate::source::migrate::{self, Found, MigrateError};
@@ -31,7 +32,7 @@ pub async fn run(args: &MigrateArgs, config: &Config, tasks: &Tasks) -> Result<(
     // An index over a long log takes its time, and the server's word for that is the only one needed.
     let mut config = config.clone();
     config.postgres.pool.statement_timeout_ms = 0;
-    let client = app::open_pool(&config, tasks)?.get().await?;
+    let client = app::open_pool(&config, tasks, &Metrics::new())?.get().await?;
     let lock_timeout = Duration::from_millis(args.lock_timeout_ms);
     if args.apply { apply(client, &catalog, lock_timeout).await } else { print(client, &catalog, lock_timeout).await }
 }

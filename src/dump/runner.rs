@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::chain::Chain;
 use crate::dump::policy::{Candidate, Limits, Reason, Verdict, judge};
 use crate::dump::queue::{Dumps, Joined, Wish};
+use crate::metrics::Metrics;
 use crate::model::{Org, SyncId};
 use crate::source::{Source, SourceError};
 use crate::store::{Head, Slot, SnapshotStore, StoreError};
@@ -28,6 +29,7 @@ pub struct Runner {
     /// The age from which a snapshot is made anew though nothing happened since.
     renew_after: Option<Duration>,
     tasks: Tasks,
+    metrics: Metrics,
 }
 
 /// Why a round broke off. The next one tries again.
@@ -58,8 +60,9 @@ impl Runner {
         limits: Limits,
         renew_after: Option<Duration>,
         tasks: Tasks,
+        metrics: Metrics,
     ) -> Self {
-        Self { source, store, dumps, limits, renew_after, tasks }
+        Self { source, store, dumps, limits, renew_after, tasks, metrics }
     }
 
     /// Starts the job as a task that ends with the service.
@@ -120,6 +123,8 @@ impl Runner {
         let schema = self.source.schema().await?;
         let epoch = self.source.epoch().await?;
         let all = self.store.heads().await?;
+        let present = all.iter().filter(|(slot, _)| slot.schema == schema.hash).count();
+        self.metrics.published(present, all.len() - present);
         // Asked after the heads, so that an org created in between is not taken for gone.
         let orgs: Option<BTreeSet<Org>> =
             if look { Some(self.source.orgs().await?.into_iter().collect()) } else { None };
