@@ -94,7 +94,10 @@ async fn check_replica(config: &Config, primary: &Pool, tasks: &Tasks, findings:
     };
     // What is wrong with the primary is told elsewhere.
     let Ok(client) = primary.get().await else { return };
-    let reached = async { Ok(replica.reach(&replica::position(&client).await?).await?.release()) };
+    let reached = async {
+        replica.reach(&replica::position(&client).await?).await?.release();
+        Ok(())
+    };
     if let Err::<(), SourceError>(error) = reached.await {
         let finding = Finding {
             severity: Severity::Warning,

@@ -9,6 +9,7 @@ use crate::cli::INTERRUPTED;
 use crate::cli::seed::SeedError;
 use crate::config::ConfigErrors;
 use crate::dump::DumpError;
+use crate::dump::runner::RoundError;
 use crate::snapshot::ManifestError;
 use crate::source::SourceError;
 use crate::source::migrate::MigrateError;
@@ -51,6 +52,9 @@ pub enum CliError {
     /// The change log could not be made.
     #[error(transparent)]
     Migrate(#[from] MigrateError),
+    /// The change log could not be trimmed.
+    #[error(transparent)]
+    Trim(#[from] RoundError),
     /// The demonstration workspace.
     #[error(transparent)]
     Seed(#[from] SeedError),

@@ -8,6 +8,7 @@ pub mod config;
 pub mod dump;
 mod error;
 pub mod migrate;
+pub mod probe;
 pub mod seed;
 pub mod serve;
 pub mod snapshots;
@@ -83,6 +84,8 @@ enum Job {
     Snapshots(snapshots::SnapshotsArgs),
     /// Print a token for development, signed with auth.hs256_secret
     Token(token::TokenArgs),
+    /// Ask the running service of these settings whether it is well; for health checks
+    Probe(probe::ProbeArgs),
     /// Fill the database with a demonstration workspace
     Seed(seed::SeedArgs),
 }
@@ -141,6 +144,7 @@ impl Job {
                 .await
             }
             Self::Token(args) => token::run(args, config),
+            Self::Probe(args) => probe::run(&args, config).await,
             Self::Seed(args) => {
                 if config.postgres.url.is_empty() {
                     return Err(AppError::NoDatabase.into());

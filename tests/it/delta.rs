@@ -277,5 +277,9 @@ async fn the_log_is_kept_for_its_time_and_for_the_snapshots_that_need_it() {
     fetch(&server, "/sync/bootstrap?noCache=true", &of_eight).await;
     server.until_published(4).await;
     server.until("the young stay", async || count("true").await == 1).await;
+    client.batch_execute("UPDATE sync_actions SET created_at = now() - interval '2 hours'").await.unwrap();
+    drop(server);
+    assert_eq!(setup.must(&["migrate", "--trim"]), "done: 1 actions are gone from the log\n");
+    let server = setup.serve().await;
     assert_eq!(refused(&server, &cursor(&start), &ann).await.1["code"], "RESYNC_REQUIRED");
 }

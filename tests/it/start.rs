@@ -25,7 +25,13 @@ async fn it_waits_for_the_database_says_so_and_is_ready_soon_after_it() {
     let started = Instant::now();
     let server = setup.serve().await;
     assert!(started.elapsed() < SOON, "{:?} with a database that answers", started.elapsed());
+    let admin = server.admin.trim_start_matches("http://").replace("127.0.0.1", "0.0.0.0");
+    let mut probe = Setup::new(&url(&cluster), CATALOG);
+    probe.set("HEADSTART_ADMIN_LISTEN", admin);
+    probe.must(&["probe"]);
+    probe.must(&["probe", "--live"]);
     assert!(server.stop().await.success());
+    assert_eq!(probe.run(&["probe", "--live"]).status.code(), Some(1), "nobody answers any more");
 
     cluster.crash();
     let folder = setup.folder.path().to_owned();

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use crate::model::catalog::{Catalog, LogTable};
-use crate::model::{Letter, SyncId};
+use crate::model::{Letter, SyncGroup, SyncId};
 use crate::source::postgres::error::classify;
 use crate::source::postgres::log::{Log, signed};
 use crate::source::sql::{ident, table};
@@ -30,7 +30,7 @@ pub async fn read(
 ) -> Result<Vec<Action>, SourceError> {
     let doing = "reading the change log";
     let failed = |error| classify(doing, error);
-    let groups: Vec<&str> = range.groups.iter().map(|group| group.as_str()).collect();
+    let groups: Vec<&str> = range.groups.iter().map(SyncGroup::as_str).collect();
     let (org, after, to) = (range.org.as_str(), signed(range.after.0), signed(range.to.0));
     let limit = i64::try_from(range.limit).unwrap_or(i64::MAX);
     let rows = client

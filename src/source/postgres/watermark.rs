@@ -19,6 +19,7 @@
 //! those who ask get the last watermark that was found, which stays true: answers are older, not wrong.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -139,6 +140,7 @@ async fn wait_for_writers(client: &Client, log: &Log, limit: Duration, report: &
         Ok(rows.iter().map(|row| row.get(0)).collect())
     };
     let mut waited_for = open().await?;
+    report.progress.send_modify(|progress| progress.held = !waited_for.is_empty());
     let began = Instant::now();
     let mut pause = POLL.0;
     let mut silent = true;
@@ -233,7 +235,9 @@ struct Progress {
     known: Option<Watermark>,
     /// The epoch that the probe under way has found itself in.
     probing: Option<Epoch>,
-    /// Who holds it back.
+    /// Whether it waits for writers.
+    held: bool,
+    /// The oldest of them, once it has waited for a while.
     holder: Option<String>,
 }
 
@@ -277,33 +281,37 @@ impl Watermarks {
     /// [`SourceError::Held`] when none was found yet; those of [`probe`], shared by all who waited for it;
     /// [`SourceError::Unavailable`] when the prober has ended.
     pub async fn get(&self) -> Answer {
-        let (sender, mut receiver) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let gone = || SourceError::unavailable("the watermark's task has ended");
-        let patience = Duration::from_millis(self.settings.patience_ms);
-        let asked = async {
+        let (patience, limit) =
+            (Duration::from_millis(self.settings.patience_ms), Duration::from_millis(self.settings.held_ms));
+        let mut asked = pin!(async {
             self.asks.send(sender).await.map_err(|_| gone())?;
-            (&mut receiver).await.map_err(|_| gone())?
-        };
-        if let Ok(answer) = timeout(patience, asked).await {
-            return answer;
-        }
-        if let Some(known) = self.known() {
-            return Ok(known);
-        }
-        let left = Duration::from_millis(self.settings.held_ms).saturating_sub(patience);
-        match timeout(left, receiver).await {
-            Ok(answer) => answer.map_err(|_| gone())?,
-            Err(_) => {
-                let holder = self.progress.borrow().holder.clone();
-                Err(SourceError::Held { holder: holder.unwrap_or_else(|| "an open transaction".into()) })
+            receiver.await.map_err(|_| gone())?
+        });
+        let began = Instant::now();
+        loop {
+            if let Ok(answer) = timeout(patience.max(POLL.0), &mut asked).await {
+                return answer;
+            }
+            // A probe that is merely slow is waited for.
+            let progress = self.progress.borrow();
+            if let Some(known) = progress.known.as_ref().filter(|known| progress.goes_on_from(known)) {
+                return Ok(known.clone());
+            }
+            if began.elapsed() >= limit {
+                let holder = progress.holder.clone().unwrap_or_else(|| "an open transaction".into());
+                return Err(SourceError::Held { holder });
             }
         }
     }
+}
 
-    /// The last watermark that was found, if the probe under way has seen that the epoch is still the same.
-    fn known(&self) -> Option<Watermark> {
-        let progress = self.progress.borrow();
-        progress.known.clone().filter(|known| progress.probing.as_ref() == Some(&known.epoch))
+impl Progress {
+    /// Whether a watermark that was found before is good enough: writers hold the next one back, and the probe has seen
+    /// that the epoch is still the same.
+    fn goes_on_from(&self, known: &Watermark) -> bool {
+        self.held && self.probing.as_ref() == Some(&known.epoch)
     }
 }
 
@@ -320,7 +328,7 @@ impl Prober {
             let answer = probe(self.report.clone()).await;
             self.report.held.set(0.0);
             self.report.progress.send_modify(|progress| {
-                (progress.probing, progress.holder) = (None, None);
+                (progress.probing, progress.held, progress.holder) = (None, false, None);
                 if let Ok(found) = &answer {
                     progress.known = Some(found.clone());
                 }
@@ -421,9 +429,9 @@ mod tests {
             let number = probes.get();
             async move {
                 let epoch = Epoch::new(if number < 4 { "e" } else { "f" });
-                report
-                    .progress
-                    .send_modify(|progress| (progress.probing, progress.holder) = (Some(epoch), Some("pid 1".into())));
+                report.progress.send_modify(|progress| {
+                    (progress.probing, progress.held, progress.holder) = (Some(epoch), true, Some("pid 1".into()));
+                });
                 if number != 2 {
                     tokio::time::sleep(Duration::from_secs(60)).await;
                 }
