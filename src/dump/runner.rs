@@ -2,7 +2,7 @@
 //!
 //! Each round asks which orgs changed since their snapshot, takes those past the soft limit, most pending actions
 //! first, and dumps them a few at a time, under a lease for each org so that one instance works on it. Orgs that are
-//! gone lose their snapshots; the store is swept.
+//! gone lose their snapshots, and so do schemas that no version has published in for long; the store is swept.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::chain::Chain;
 use crate::dump::policy::{Candidate, Limits, Reason, Verdict, judge};
 use crate::dump::queue::{Dumps, Joined, Wish};
 use crate::metrics::Metrics;
-use crate::model::{Org, SyncId};
+use crate::model::{Org, SchemaHash, SyncId};
 use crate::source::{Source, SourceError};
 use crate::store::{Head, Slot, SnapshotStore, StoreError};
 use crate::task::Tasks;
@@ -130,6 +130,7 @@ impl Runner {
             if look { Some(self.source.orgs().await?.into_iter().collect()) } else { None };
         if let Some(orgs) = &orgs {
             self.delete_gone(&all, orgs).await?;
+            self.retire_old(&all, &schema.hash).await?;
         }
         let mut heads: HashMap<Slot, Head> = all.into_iter().filter(|(slot, _)| slot.schema == schema.hash).collect();
         for org in orgs.iter().flatten() {
@@ -187,6 +188,26 @@ impl Runner {
         for org in kept.into_iter().filter(|org| !orgs.contains(org)) {
             let snapshots = self.store.delete(org).await?;
             tracing::info!(%org, snapshots, "the org is gone; its snapshots are deleted");
+        }
+        Ok(())
+    }
+
+    /// Deletes snapshots of other schemas that no version has published for long. One that still serves its schema makes
+    /// what it misses anew.
+    async fn retire_old(&self, heads: &[(Slot, Head)], present: &SchemaHash) -> Result<(), RoundError> {
+        let limit = Duration::from_secs(self.dumps.settings().old_schemas_s);
+        for (slot, head) in heads.iter().filter(|(slot, _)| slot.schema != *present) {
+            if head.current.as_ref().is_none_or(|current| current.age <= limit) {
+                continue;
+            }
+            match self.store.retire(slot, head.generation).await {
+                Ok(()) => {
+                    tracing::info!(org = %slot.org, schema = %slot.schema, "a snapshot of an old schema is deleted");
+                }
+                // It was published or deleted meanwhile.
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }

@@ -77,6 +77,10 @@ impl SnapshotStore for Scripted {
         self.inner.delete(org).await
     }
 
+    async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError> {
+        self.inner.retire(slot, over).await
+    }
+
     async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError> {
         self.inner.acquire(org, owner, ttl).await
     }
