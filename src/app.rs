@@ -57,6 +57,8 @@ pub struct Rooms {
     pub store: Arc<dyn SnapshotStore>,
     /// The dumps of this process.
     pub dumps: Dumps,
+    /// What all of them count.
+    pub metrics: Metrics,
 }
 
 impl Rooms {
@@ -65,11 +67,11 @@ impl Rooms {
     /// # Errors
     /// The first setting or file that can't be used.
     pub async fn open(config: &Config) -> Result<Self, AppError> {
-        let tasks = Tasks::new();
-        let source = open_source(config, &tasks)?;
+        let (tasks, metrics) = (Tasks::new(), Metrics::new());
+        let source = open_source(config, &tasks, &metrics)?;
         let store = open_store(config, &tasks).await?;
-        let dumps = Dumps::new(source.clone(), store.clone(), tasks.clone(), config.dump.clone());
-        Ok(Self { tasks, source, store, dumps })
+        let dumps = Dumps::new(source.clone(), store.clone(), tasks.clone(), config.dump.clone(), metrics.clone());
+        Ok(Self { tasks, source, store, dumps, metrics })
     }
 
     /// Tells all work to end and waits for it.
@@ -113,9 +115,8 @@ async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener,
 pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken) -> Result<(), AppError> {
     let keys = config.auth.keys()?;
     let rooms = Rooms::open(config).await?;
-    let (source, store, dumps, tasks) = (&rooms.source, &rooms.store, &rooms.dumps, &rooms.tasks);
-    let cache = PackCache::new(store.clone(), &config.store.cache, tasks.clone());
-    let metrics = Metrics::new();
+    let Rooms { tasks, source, store, dumps, metrics } = &rooms;
+    let cache = PackCache::new(store.clone(), &config.store.cache, tasks.clone(), metrics.pack_cache.clone());
     let loader = Loader::new(source.clone(), tasks.clone(), config.loader.clone(), metrics.clone());
     let settings = ServeSettings {
         freshness: config.freshness,
@@ -123,9 +124,9 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
         delta: config.delta.clone(),
         batch: config.batch.clone(),
     };
-    let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings);
+    let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings, metrics.clone());
     let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http)?;
-    let admin_routes = admin::router(service, metrics);
+    let admin_routes = admin::router(service, metrics.clone());
 
     let stop_admin = CancellationToken::new();
     let operators =
@@ -140,11 +141,11 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
             tracing::warn!(error = %Chain(&error), "the store does not answer yet; clients are served without it");
         }
         if config.dump.background {
-            let renew_after = config.trim.renew_after();
-            Runner::new(source.clone(), store.clone(), dumps.clone(), config.freshness, renew_after, tasks.clone())
-                .start();
+            let (limits, renew_after) = (config.freshness, config.trim.renew_after());
+            let (dumps, tasks, metrics) = (dumps.clone(), tasks.clone(), metrics.clone());
+            Runner::new(source.clone(), store.clone(), dumps, limits, renew_after, tasks, metrics).start();
         }
-        Trimmer::new(source.clone(), store.clone(), config.trim.clone()).start(tasks);
+        Trimmer::new(source.clone(), store.clone(), config.trim.clone(), metrics.clone()).start(tasks);
         tracing::info!(listen = ?listeners.client.local_addr(), "clients are served");
         server::serve(server::without_delay(listeners.client), client_routes, &config.http, tasks, stop.clone()).await;
         tracing::info!("the last answer has ended");
@@ -192,24 +193,24 @@ pub fn read_catalog(path: &Path) -> Result<Catalog, AppError> {
 ///
 /// # Errors
 /// A URL that is missing or can't be used.
-pub fn open_pool(config: &Config, tasks: &Tasks) -> Result<Pool, AppError> {
+pub fn open_pool(config: &Config, tasks: &Tasks, metrics: &Metrics) -> Result<Pool, AppError> {
     if config.postgres.url.is_empty() {
         return Err(AppError::NoDatabase);
     }
     let target = Target::parse(&config.postgres.url)?;
-    Ok(Pool::new(target, config.postgres.pool.clone(), tasks.clone()))
+    Ok(Pool::new(target, config.postgres.pool.clone(), tasks.clone(), metrics.pool("primary")))
 }
 
 /// The standby to read from, if one is named.
 ///
 /// # Errors
 /// A URL that can't be used.
-pub fn open_replica(config: &Config, tasks: &Tasks) -> Result<Option<Replica>, AppError> {
+pub fn open_replica(config: &Config, tasks: &Tasks, metrics: &Metrics) -> Result<Option<Replica>, AppError> {
     if config.postgres.replica_url.is_empty() {
         return Ok(None);
     }
     let target = Target::parse(&config.postgres.replica_url).map_err(AppError::ReplicaUrl)?;
-    let pool = Pool::new(target, config.postgres.pool.clone(), tasks.clone());
+    let pool = Pool::new(target, config.postgres.pool.clone(), tasks.clone(), metrics.pool("replica"));
     Ok(Some(Replica::new(pool, config.replica.clone())))
 }
 
@@ -217,12 +218,12 @@ pub fn open_replica(config: &Config, tasks: &Tasks) -> Result<Option<Replica>, A
 ///
 /// # Errors
 /// A catalog or a URL that can't be used.
-pub fn open_source(config: &Config, tasks: &Tasks) -> Result<Arc<dyn Source>, AppError> {
+pub fn open_source(config: &Config, tasks: &Tasks, metrics: &Metrics) -> Result<Arc<dyn Source>, AppError> {
     let catalog = Arc::new(read_catalog(&config.catalog.path)?);
-    let pool = open_pool(config, tasks)?;
-    let replica = open_replica(config, tasks)?;
+    let pool = open_pool(config, tasks, metrics)?;
+    let replica = open_replica(config, tasks, metrics)?;
     let (scan, watermark) = (config.scan.clone(), config.watermark.clone());
-    Ok(Arc::new(PostgresSource::new(catalog, pool, replica, scan, watermark, tasks.clone())))
+    Ok(Arc::new(PostgresSource::new(catalog, pool, replica, scan, watermark, tasks.clone(), metrics.clone())))
 }
 
 /// The snapshot store that `store.url` names.

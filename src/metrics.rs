@@ -5,15 +5,17 @@
 //! a request brings, so the number of series is bounded.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+pub use prometheus_client::metrics::counter::Counter;
 
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -27,7 +29,11 @@ pub struct Metrics {
     first_byte: Family<RouteLabel, Histogram, fn() -> Histogram>,
     /// Bytes of answers given to sockets, as they were encoded.
     pub sent_bytes: Counter,
-    /// Dumps that began to read.
+    told_actions: Family<AnswerLabel, Counter>,
+    resyncs: Family<ReasonLabel, Counter>,
+    /// Actions removed from the change log.
+    pub trimmed_actions: Counter,
+    /// Dumps whose turn came. Each of them is in progress, was published, or failed.
     pub dumps_started: Counter,
     /// Dumps that were published.
     pub dumps_finished: Counter,
@@ -36,24 +42,24 @@ pub struct Metrics {
     pub scanned_rows: Counter,
     /// Bytes of the lines made from those rows.
     pub scanned_bytes: Counter,
-    /// Dumps in progress.
+    /// Dumps in progress, until they are published or have failed.
     pub live_dumps: Level,
     /// Answers that follow a dump.
     pub followers: Level,
     /// Bytes in spool files.
     pub spool_bytes: Gauge,
-    /// Snapshots that the store holds as current, in all schemas.
-    pub published_snapshots: Gauge,
-    /// Seconds for which an open writer has been holding the watermark back; 0: none is.
-    pub watermark_held_seconds: Gauge,
+    published_snapshots: Family<SchemaLabel, Gauge>,
+    /// Seconds for which an open writer has been holding back the watermark that is being looked for; 0: none does, or
+    /// nobody has asked.
+    pub watermark_held_seconds: Seconds,
     pool_in_use: Family<PoolLabel, Gauge>,
     pool_waiting: Family<PoolLabel, Gauge>,
-    /// Bytes of packs in memory, those that slow readers pin included.
-    pub pack_cache_bytes: Gauge,
-    /// Packs that were in memory when asked for, or were being loaded for someone else.
-    pub pack_cache_hits: Counter,
-    /// Packs that were loaded from the store.
-    pub pack_cache_loads: Counter,
+    /// Reads on the standby.
+    pub replica_reads: Counter,
+    /// Reads on the primary that the standby was late, failing or resting for.
+    pub replica_fallbacks: Counter,
+    /// The cache of packs.
+    pub pack_cache: CacheMetrics,
     /// Keys that callers of the loader asked for.
     pub keys_asked: Counter,
     /// Keys that were being loaded for someone else when they were asked for.
@@ -70,6 +76,35 @@ pub struct Metrics {
     pub looked_up_bytes: Counter,
 }
 
+/// A time that rises and falls, in seconds.
+pub type Seconds = Gauge<f64, AtomicU64>;
+
+/// What the cache of packs and manifests does.
+#[derive(Clone, Debug, Default)]
+pub struct CacheMetrics {
+    /// Bytes in it, those that slow readers pin and those set aside for loads included.
+    pub bytes: Gauge,
+    /// What was in it when asked for.
+    pub hits: Counter,
+    /// What was being loaded for someone else when asked for.
+    pub joins: Counter,
+    /// What was loaded from the store.
+    pub loads: Counter,
+    /// Loads that had to wait for room.
+    pub waits: Counter,
+    /// What made room for others.
+    pub evictions: Counter,
+}
+
+/// What a pool of connections does.
+#[derive(Clone, Debug, Default)]
+pub struct PoolMetrics {
+    /// Connections on loan, or being closed.
+    pub in_use: Level,
+    /// Callers that wait for one.
+    pub waiting: Level,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     route: &'static str,
@@ -80,6 +115,16 @@ struct RequestLabels {
 struct AnswerLabels {
     method: &'static str,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnswerLabel {
+    answer: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SchemaLabel {
+    schema: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -103,26 +148,37 @@ impl Metrics {
         let metrics = Self::unregistered();
         let mut all = Registry::with_prefix("headstart");
         all.register("requests", "Requests, by route and class of status", metrics.requests.clone());
-        all.register("answers", "Bootstraps begun, by method and why that one", metrics.answers.clone());
+        all.register("answers", "Answers begun, by method and why that one", metrics.answers.clone());
         let help = "From the end of a request's head to the first byte of its answer";
         all.register_with_unit("first_byte", help, Unit::Seconds, metrics.first_byte.clone());
         all.register_with_unit("sent", "Answers, as they were encoded", Unit::Bytes, metrics.sent_bytes.clone());
-        all.register("dumps_started", "Dumps that began to read", metrics.dumps_started.clone());
+        all.register("told_actions", "Sync actions told to clients, by answer", metrics.told_actions.clone());
+        all.register("resyncs", "Deltas that only a bootstrap could answer, by reason", metrics.resyncs.clone());
+        all.register("trimmed_actions", "Actions removed from the change log", metrics.trimmed_actions.clone());
+        all.register("dumps_started", "Dumps whose turn came", metrics.dumps_started.clone());
         all.register("dumps_finished", "Dumps that were published", metrics.dumps_finished.clone());
-        all.register("dumps_failed", "Dumps that failed, by reason", metrics.dumps_failed.clone());
+        all.register("dumps_failed", "Dumps that were not published, by reason", metrics.dumps_failed.clone());
         all.register("scanned_rows", "Rows read by dumps", metrics.scanned_rows.clone());
         all.register_with_unit("scanned", "Lines made by dumps", Unit::Bytes, metrics.scanned_bytes.clone());
         all.register("live_dumps", "Dumps in progress", metrics.live_dumps.0.clone());
         all.register("followers", "Answers that follow a dump in progress", metrics.followers.0.clone());
         all.register_with_unit("spool", "Spool files of all dumps", Unit::Bytes, metrics.spool_bytes.clone());
-        all.register("published_snapshots", "Current snapshots in the store", metrics.published_snapshots.clone());
-        let help = "For how long an open writer has been holding the watermark back";
+        let help = "Current snapshots in the store at the last round of this instance's background job, by schema";
+        all.register("published_snapshots", help, metrics.published_snapshots.clone());
+        let help = "For how long an open writer has been holding back the watermark that is being looked for";
         all.register_with_unit("watermark_held", help, Unit::Seconds, metrics.watermark_held_seconds.clone());
         all.register("pool_in_use", "PostgreSQL connections in use", metrics.pool_in_use.clone());
         all.register("pool_waiting", "Callers waiting for a PostgreSQL connection", metrics.pool_waiting.clone());
-        all.register_with_unit("pack_cache", "Packs in memory", Unit::Bytes, metrics.pack_cache_bytes.clone());
-        all.register("pack_cache_hits", "Packs that were in memory when asked for", metrics.pack_cache_hits.clone());
-        all.register("pack_cache_loads", "Packs loaded from the store", metrics.pack_cache_loads.clone());
+        all.register("replica_reads", "Reads on the standby", metrics.replica_reads.clone());
+        let help = "Reads on the primary that the standby was late, failing or resting for";
+        all.register("replica_fallbacks", help, metrics.replica_fallbacks.clone());
+        let (cache, help) = (&metrics.pack_cache, "Packs and manifests in memory");
+        all.register_with_unit("pack_cache", help, Unit::Bytes, cache.bytes.clone());
+        all.register("pack_cache_hits", "Asked for while in memory", cache.hits.clone());
+        all.register("pack_cache_joins", "Asked for while being loaded for someone else", cache.joins.clone());
+        all.register("pack_cache_loads", "Loaded from the store", cache.loads.clone());
+        all.register("pack_cache_waits", "Loads that had to wait for room", cache.waits.clone());
+        all.register("pack_cache_evictions", "Taken out of memory to make room", cache.evictions.clone());
         all.register("keys_asked", "Keys asked of the loader", metrics.keys_asked.clone());
         all.register("keys_joined", "Keys that were in flight already when asked for", metrics.keys_joined.clone());
         all.register("keys_read", "Keys read by statements of the loader", metrics.keys_read.clone());
@@ -144,6 +200,9 @@ impl Metrics {
             // 1 ms to 65 s: from a cached frame to a dump that waited for its turn.
             first_byte: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 17))),
             sent_bytes: Counter::default(),
+            told_actions: Family::default(),
+            resyncs: Family::default(),
+            trimmed_actions: Counter::default(),
             dumps_started: Counter::default(),
             dumps_finished: Counter::default(),
             dumps_failed: Family::default(),
@@ -152,13 +211,13 @@ impl Metrics {
             live_dumps: Level::default(),
             followers: Level::default(),
             spool_bytes: Gauge::default(),
-            published_snapshots: Gauge::default(),
-            watermark_held_seconds: Gauge::default(),
+            published_snapshots: Family::default(),
+            watermark_held_seconds: Seconds::default(),
             pool_in_use: Family::default(),
             pool_waiting: Family::default(),
-            pack_cache_bytes: Gauge::default(),
-            pack_cache_hits: Counter::default(),
-            pack_cache_loads: Counter::default(),
+            replica_reads: Counter::default(),
+            replica_fallbacks: Counter::default(),
+            pack_cache: CacheMetrics::default(),
             keys_asked: Counter::default(),
             keys_joined: Counter::default(),
             keys_read: Counter::default(),
@@ -183,7 +242,7 @@ impl Metrics {
         self.requests.get_or_create(&RequestLabels { route, status }).inc();
     }
 
-    /// Counts a bootstrap by where its rows come from and by the word for why.
+    /// Counts an answer by where its rows come from and by the word for why.
     pub fn answer(&self, method: &'static str, reason: &'static str) {
         self.answers.get_or_create(&AnswerLabels { method, reason }).inc();
     }
@@ -210,16 +269,35 @@ impl Metrics {
         self.load_wait.observe(elapsed.as_secs_f64());
     }
 
-    /// Counts a dump that failed, by the word for why.
+    /// Where the sync actions are counted that a kind of answer tells.
+    pub fn told_actions(&self, answer: &'static str) -> Counter {
+        self.told_actions.get_or_create(&AnswerLabel { answer }).clone()
+    }
+
+    /// Counts a delta that only a bootstrap could answer, by the word for why.
+    pub fn resync(&self, reason: &'static str) {
+        self.resyncs.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Notes how many snapshots the store holds as current: in the present schema, and in others.
+    pub fn published(&self, present: usize, other: usize) {
+        for (schema, count) in [("present", present), ("other", other)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.published_snapshots.get_or_create(&SchemaLabel { schema }).set(count);
+        }
+    }
+
+    /// Counts a dump that was not published, by the word for why.
     pub fn dump_failed(&self, reason: &'static str) {
         self.dumps_failed.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// Notes what a pool of connections is doing: in use, and callers waiting.
-    pub fn pool(&self, pool: &'static str, in_use: usize, waiting: usize) {
-        let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.pool_in_use.get_or_create(&PoolLabel { pool }).set(whole(in_use));
-        self.pool_waiting.get_or_create(&PoolLabel { pool }).set(whole(waiting));
+    /// Where a pool of connections, by its name, notes what it does.
+    pub fn pool(&self, pool: &'static str) -> PoolMetrics {
+        PoolMetrics {
+            in_use: Level(self.pool_in_use.get_or_create(&PoolLabel { pool }).clone()),
+            waiting: Level(self.pool_waiting.get_or_create(&PoolLabel { pool }).clone()),
+        }
     }
 
     /// All metrics as OpenMetrics text ([`CONTENT_TYPE`]).
@@ -279,7 +357,7 @@ mod tests {
         metrics.first_byte("/sync/bootstrap", Duration::from_millis(3));
         metrics.sent_bytes.inc_by(1000);
         metrics.dump_failed("spool_full");
-        metrics.pool("primary", 3, 1);
+        let _in_use = metrics.pool("primary").in_use.hold();
         let text = metrics.clone().encode();
         for line in [
             "# UNIT headstart_sent_bytes bytes",
@@ -289,7 +367,7 @@ mod tests {
             "headstart_answers_total{method=\"snapshot\",reason=\"fresh\"} 1",
             "headstart_first_byte_seconds_bucket{le=\"0.004\",route=\"/sync/bootstrap\"} 1",
             "headstart_dumps_failed_total{reason=\"spool_full\"} 1",
-            "headstart_pool_in_use{pool=\"primary\"} 3",
+            "headstart_pool_in_use{pool=\"primary\"} 1",
             "headstart_live_dumps 0",
         ] {
             assert!(text.lines().any(|printed| printed == line), "{line} is not in\n{text}");

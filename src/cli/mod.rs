@@ -136,13 +136,7 @@ impl Job {
                 let closed = rooms.close().await;
                 done.and(closed.map_err(CliError::from))
             }
-            Self::Snapshots(args) => {
-                with_tasks(async |tasks| {
-                    let store = app::open_store(config, tasks).await?;
-                    snapshots::run(args, &*store).await
-                })
-                .await
-            }
+            Self::Snapshots(args) => with_tasks(async |tasks| snapshots::run(args, config, tasks).await).await,
             Self::Token(args) => token::run(args, config),
             Self::Probe(args) => probe::run(&args, config).await,
             Self::Seed(args) => {

@@ -2,16 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, HumanDuration};
 
+use crate::app::{self, AppError};
+use crate::chain::Chain;
 use crate::cli::CliError;
 use crate::cli::table::Table;
-use crate::model::Org;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::model::{Org, Schema};
 use crate::snapshot::Manifest;
 use crate::store::{Head, Published, Slot, SnapshotStore};
+use crate::task::Tasks;
 
 /// Arguments of `headstart snapshots`.
 #[derive(Args)]
@@ -38,10 +44,11 @@ struct OrgArgs {
 }
 
 /// Carries one of them out.
-pub async fn run(args: SnapshotsArgs, store: &dyn SnapshotStore) -> Result<(), CliError> {
+pub async fn run(args: SnapshotsArgs, config: &Config, tasks: &Tasks) -> Result<(), CliError> {
+    let store = &*app::open_store(config, tasks).await?;
     match args.action {
         Action::List => list(current(store, |_| true).await?),
-        Action::Show(OrgArgs { org }) => show(store, &Org::new(org)).await,
+        Action::Show(OrgArgs { org }) => show(store, &Org::new(org), config, tasks).await,
         Action::Delete(OrgArgs { org }) => {
             let count = store.delete(&Org::new(org)).await?;
             writeln!(std::io::stdout().lock(), "{count} snapshots deleted")?;
@@ -84,11 +91,12 @@ fn list(found: Vec<(Slot, Head, Published)>) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn show(store: &dyn SnapshotStore, org: &Org) -> Result<(), CliError> {
+async fn show(store: &dyn SnapshotStore, org: &Org, config: &Config, tasks: &Tasks) -> Result<(), CliError> {
     let found = current(store, |other| other == org).await?;
     if found.is_empty() {
         return Err(CliError::Nothing(format!("the store holds no snapshot of org {org}")));
     }
+    let schema = present_schema(config, tasks).await;
     for (slot, head, Published { facts, age }) in found {
         let encoded = store.manifest(&slot, facts.id).await?;
         let manifest = Manifest::decode(&encoded)?;
@@ -115,14 +123,24 @@ async fn show(store: &dyn SnapshotStore, org: &Org) -> Result<(), CliError> {
         }
         table.write(&mut out, terminal)?;
         writeln!(out)?;
-        by_model(&manifest, terminal).write(&mut out, terminal)?;
+        let schema = schema.as_deref().filter(|schema| schema.hash == manifest.schema_hash);
+        by_model(&manifest, schema, terminal).write(&mut out, terminal)?;
     }
     Ok(())
 }
 
-/// What each model takes. The manifest knows models by their place in the catalog of its schema, which may be another
-/// than today's, so that is what is printed.
-fn by_model(manifest: &Manifest, terminal: bool) -> Table {
+/// The schema in force; `None` while the database does not tell it.
+async fn present_schema(config: &Config, tasks: &Tasks) -> Option<Arc<Schema>> {
+    let schema = match app::open_source(config, tasks, &Metrics::new()) {
+        Ok(source) => source.schema().await.map_err(AppError::from),
+        Err(error) => Err(error),
+    };
+    schema.inspect_err(|error| eprintln!("warning: models are shown by their place: {}", Chain(error))).ok()
+}
+
+/// What each model takes. The manifest knows models by their place in the catalog of its schema; without that schema the
+/// place is what is printed.
+fn by_model(manifest: &Manifest, schema: Option<&Schema>, terminal: bool) -> Table {
     let mut models: BTreeMap<u32, (u64, u64, u64, u64)> = BTreeMap::new();
     for frame in &manifest.frames {
         let (frames, rows, len, raw_len) = models.entry(frame.model).or_default();
@@ -135,7 +153,14 @@ fn by_model(manifest: &Manifest, terminal: bool) -> Table {
     for (model, (frames, rows, len, raw_len)) in models {
         let sizes = [bytes(len, terminal), bytes(raw_len, terminal)];
         let [len, raw_len] = sizes;
-        table.row([model.to_string(), frames.to_string(), rows.to_string(), len, raw_len]);
+        let name = schema.and_then(|schema| schema.names().nth(model as usize));
+        table.row([
+            name.map_or_else(|| model.to_string(), str::to_owned),
+            frames.to_string(),
+            rows.to_string(),
+            len,
+            raw_len,
+        ]);
     }
     table
 }

@@ -18,6 +18,7 @@ use crate::dump::frames::{FullFrame, OpenFrames};
 use crate::dump::live::{LiveDump, LiveFrame, Opened};
 use crate::dump::packs::PackPlan;
 use crate::dump::settings::DumpSettings;
+use crate::metrics::Metrics;
 use crate::model::{Generation, GroupSet};
 use crate::snapshot::pack::TARGET_LEN;
 use crate::snapshot::{Compressor, FrameEntry, Manifest, ManifestError, PackBuilder, PackEntry, PackId};
@@ -30,14 +31,20 @@ pub struct Builder {
     source: Arc<dyn Source>,
     store: Arc<dyn SnapshotStore>,
     settings: DumpSettings,
+    metrics: Metrics,
     /// Compressors that are not in use; at most one for each frame that was ever compressed at the same time.
     compressors: Mutex<Vec<Compressor>>,
 }
 
 impl Builder {
     /// Nothing is opened yet.
-    pub fn new(source: Arc<dyn Source>, store: Arc<dyn SnapshotStore>, settings: DumpSettings) -> Self {
-        Self { source, store, settings, compressors: Mutex::default() }
+    pub fn new(
+        source: Arc<dyn Source>,
+        store: Arc<dyn SnapshotStore>,
+        settings: DumpSettings,
+        metrics: Metrics,
+    ) -> Self {
+        Self { source, store, settings, metrics, compressors: Mutex::default() }
     }
 
     /// Reads the org into the dump's spool, announcing each frame. Memory: the open frames
@@ -58,7 +65,12 @@ impl Builder {
             estimated_rows: scan.estimated_rows,
             at: Instant::now(),
         });
-        let frames = full_frames(scan.batches, OpenFrames::new(self.settings.open_bytes));
+        let metrics = self.metrics.clone();
+        let batches = scan.batches.inspect_ok(move |batch| {
+            metrics.scanned_rows.inc_by(batch.rows.len() as u64);
+            metrics.scanned_bytes.inc_by(batch.lines.len() as u64);
+        });
+        let frames = full_frames(batches.boxed(), OpenFrames::new(self.settings.open_bytes));
         let written = frames
             .map(|frame| {
                 let (builder, live) = (self.clone(), live.clone());

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::dump::DumpError;
 use crate::dump::spool::Spool;
+use crate::metrics::Level;
 use crate::model::{Grants, GroupSet, Schema, SnapshotId, Watermark};
 use crate::source::{GroupSets, SetId};
 use crate::store::Slot;
@@ -33,6 +34,8 @@ pub struct LiveDump {
     progress: watch::Sender<Progress>,
     /// Whether anyone but the background job asked for it. Changed under the queue's lock.
     wanted: AtomicBool,
+    /// Counts who follows.
+    followers: Level,
 }
 
 /// What is known once the scan is open.
@@ -97,7 +100,7 @@ pub enum Part {
 
 impl LiveDump {
     /// One that waits for its turn.
-    pub fn new(slot: Slot, spool: Spool) -> Self {
+    pub fn new(slot: Slot, spool: Spool, followers: Level) -> Self {
         let progress = watch::Sender::new(Progress::default());
         Self {
             id: SnapshotId::random(),
@@ -106,6 +109,7 @@ impl LiveDump {
             opened: OnceLock::new(),
             progress,
             wanted: AtomicBool::new(false),
+            followers,
         }
     }
 
@@ -242,7 +246,9 @@ impl LiveDump {
         grants: Grants,
         wanted: Vec<bool>,
     ) -> impl Stream<Item = Result<Part, DumpError>> + Send + 'static {
+        let following = self.followers.hold();
         try_stream! {
+            let _following = following;
             let opened = self.wait_opened().await?;
             let mut seen = Sight { grants, sets: opened.sets, known: Vec::new() };
             let mut rows = vec![0; wanted.len()];

@@ -65,6 +65,23 @@ pub enum DumpError {
     Broken,
 }
 
+impl DumpError {
+    /// It in one fixed word, for metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Source(_) => "source",
+            Self::Spool(_) => "spool",
+            Self::SpoolFull { .. } => "spool_full",
+            Self::Frame(_) => "frame",
+            Self::SchemaChanged => "schema_changed",
+            Self::Elsewhere => "elsewhere",
+            Self::Overloaded => "overloaded",
+            Self::Stopping => "stopping",
+            Self::Broken => "broken",
+        }
+    }
+}
+
 impl From<SourceError> for DumpError {
     fn from(error: SourceError) -> Self {
         Self::Source(Arc::new(error))

@@ -84,6 +84,22 @@ pub enum Reason {
     HoldsLog,
 }
 
+impl Reason {
+    /// It in one fixed word, for metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::OtherEpoch => "epoch",
+            Self::Pending(_) => "pending",
+            Self::Age(_) => "age",
+            Self::BehindRequest => "behind",
+            Self::Unreadable => "unreadable",
+            Self::NoCache => "no_cache",
+            Self::HoldsLog => "holds_log",
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

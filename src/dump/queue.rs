@@ -17,6 +17,7 @@ use crate::dump::build::{Builder, StoreFailure};
 use crate::dump::live::{LiveDump, Settled};
 use crate::dump::settings::DumpSettings;
 use crate::dump::spool::{Spool, SpoolBudget};
+use crate::metrics::{Held, Metrics};
 use crate::model::{SnapshotId, SyncId};
 use crate::source::Source;
 use crate::store::{Lease, Slot, SnapshotStore, StoreError};
@@ -54,6 +55,7 @@ struct Shared {
     builder: Arc<Builder>,
     tasks: Tasks,
     settings: DumpSettings,
+    metrics: Metrics,
     budget: Arc<SpoolBudget>,
     places: Semaphore,
     /// Names this process in leases.
@@ -82,16 +84,23 @@ struct Queue {
 
 impl Dumps {
     /// None yet.
-    pub fn new(source: Arc<dyn Source>, store: Arc<dyn SnapshotStore>, tasks: Tasks, settings: DumpSettings) -> Self {
+    pub fn new(
+        source: Arc<dyn Source>,
+        store: Arc<dyn SnapshotStore>,
+        tasks: Tasks,
+        settings: DumpSettings,
+        metrics: Metrics,
+    ) -> Self {
         let shared = Shared {
-            builder: Arc::new(Builder::new(source, store.clone(), settings.clone())),
+            builder: Arc::new(Builder::new(source, store.clone(), settings.clone(), metrics.clone())),
             store,
             tasks,
-            budget: Arc::new(SpoolBudget::new(settings.spool_max_bytes)),
+            budget: Arc::new(SpoolBudget::new(settings.spool_max_bytes, metrics.clone())),
             places: Semaphore::new(settings.concurrent),
             owner: SnapshotId::random(),
             slots: Mutex::default(),
             settings,
+            metrics,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -153,7 +162,7 @@ impl Dumps {
                 return Err(DumpError::Spool(Arc::new(error)));
             }
         };
-        let live = Arc::new(LiveDump::new(slot.clone(), spool));
+        let live = Arc::new(LiveDump::new(slot.clone(), spool, shared.metrics.followers.clone()));
         tracing::info!(org = %slot.org, snapshot = %live.id(), reason = %why, "a dump is asked for");
         if queue.current.is_some() {
             queue.next = Some(live.clone());
@@ -201,8 +210,14 @@ impl Dumps {
     fn drive(&self, live: Arc<LiveDump>) {
         let dumps = self.clone();
         self.shared.tasks.spawn("dump", async move {
-            let mut driving =
-                Driving { dumps: dumps.clone(), live: live.clone(), waiting: true, stored: false, superseded: false };
+            let mut driving = Driving {
+                dumps: dumps.clone(),
+                live: live.clone(),
+                waiting: true,
+                counted: None,
+                stored: false,
+                superseded: false,
+            };
             let stopping = dumps.shared.tasks.token();
             tokio::select! {
                 () = stopping.cancelled() => live.finish(Err(DumpError::Stopping)),
@@ -224,6 +239,7 @@ impl Dumps {
             // them is published. The same when the store is down.
             other => other.unwrap_or_default(),
         };
+        driving.count();
         let began = Instant::now();
         tokio::select! {
             () = self.make(driving) => {}
@@ -349,6 +365,8 @@ struct Driving {
     dumps: Dumps,
     live: Arc<LiveDump>,
     waiting: bool,
+    /// Held once it is made, for the metrics.
+    counted: Option<Held>,
     stored: bool,
     superseded: bool,
 }
@@ -358,11 +376,33 @@ impl Driving {
         self.waiting = false;
         self.dumps.shared.lock().waiting -= 1;
     }
+
+    fn count(&mut self) {
+        let metrics = &self.dumps.shared.metrics;
+        metrics.dumps_started.inc();
+        self.counted = Some(metrics.live_dumps.hold());
+    }
+
+    /// Counts how it ended, if its beginning was counted.
+    fn count_end(&mut self) {
+        let Some(_until_its_end_is_counted) = self.counted.take() else { return };
+        let metrics = &self.dumps.shared.metrics;
+        match self.live.end() {
+            Some(Ok(())) if self.stored => {
+                metrics.dumps_finished.inc();
+            }
+            Some(Ok(())) if self.superseded => metrics.dump_failed("superseded"),
+            Some(Ok(())) => metrics.dump_failed("store"),
+            Some(Err(error)) => metrics.dump_failed(error.word()),
+            None => metrics.dump_failed(DumpError::Broken.word()),
+        }
+    }
 }
 
 impl Drop for Driving {
     fn drop(&mut self) {
         self.live.finish(Err(DumpError::Broken));
+        self.count_end();
         let complete = matches!(self.live.end(), Some(Ok(())));
         let slot = self.live.slot().clone();
         {

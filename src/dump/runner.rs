@@ -2,7 +2,7 @@
 //!
 //! Each round asks which orgs changed since their snapshot, takes those past the soft limit, most pending actions
 //! first, and dumps them a few at a time, under a lease for each org so that one instance works on it. Orgs that are
-//! gone lose their snapshots; the store is swept.
+//! gone lose their snapshots, and so do schemas that no version has published in for long; the store is swept.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::chain::Chain;
 use crate::dump::policy::{Candidate, Limits, Reason, Verdict, judge};
 use crate::dump::queue::{Dumps, Joined, Wish};
-use crate::model::{Org, SyncId};
+use crate::metrics::Metrics;
+use crate::model::{Org, SchemaHash, SyncId};
 use crate::source::{Source, SourceError};
 use crate::store::{Head, Slot, SnapshotStore, StoreError};
 use crate::task::Tasks;
@@ -28,6 +29,7 @@ pub struct Runner {
     /// The age from which a snapshot is made anew though nothing happened since.
     renew_after: Option<Duration>,
     tasks: Tasks,
+    metrics: Metrics,
 }
 
 /// Why a round broke off. The next one tries again.
@@ -58,8 +60,9 @@ impl Runner {
         limits: Limits,
         renew_after: Option<Duration>,
         tasks: Tasks,
+        metrics: Metrics,
     ) -> Self {
-        Self { source, store, dumps, limits, renew_after, tasks }
+        Self { source, store, dumps, limits, renew_after, tasks, metrics }
     }
 
     /// Starts the job as a task that ends with the service.
@@ -120,11 +123,14 @@ impl Runner {
         let schema = self.source.schema().await?;
         let epoch = self.source.epoch().await?;
         let all = self.store.heads().await?;
+        let present = all.iter().filter(|(slot, _)| slot.schema == schema.hash).count();
+        self.metrics.published(present, all.len() - present);
         // Asked after the heads, so that an org created in between is not taken for gone.
         let orgs: Option<BTreeSet<Org>> =
             if look { Some(self.source.orgs().await?.into_iter().collect()) } else { None };
         if let Some(orgs) = &orgs {
             self.delete_gone(&all, orgs).await?;
+            self.retire_old(&all, &schema.hash).await?;
         }
         let mut heads: HashMap<Slot, Head> = all.into_iter().filter(|(slot, _)| slot.schema == schema.hash).collect();
         for org in orgs.iter().flatten() {
@@ -182,6 +188,26 @@ impl Runner {
         for org in kept.into_iter().filter(|org| !orgs.contains(org)) {
             let snapshots = self.store.delete(org).await?;
             tracing::info!(%org, snapshots, "the org is gone; its snapshots are deleted");
+        }
+        Ok(())
+    }
+
+    /// Deletes snapshots of other schemas that no version has published for long. One that still serves its schema makes
+    /// what it misses anew.
+    async fn retire_old(&self, heads: &[(Slot, Head)], present: &SchemaHash) -> Result<(), RoundError> {
+        let limit = Duration::from_secs(self.dumps.settings().old_schemas_s);
+        for (slot, head) in heads.iter().filter(|(slot, _)| slot.schema != *present) {
+            if head.current.as_ref().is_none_or(|current| current.age <= limit) {
+                continue;
+            }
+            match self.store.retire(slot, head.generation).await {
+                Ok(()) => {
+                    tracing::info!(org = %slot.org, schema = %slot.schema, "a snapshot of an old schema is deleted");
+                }
+                // It was published or deleted meanwhile.
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }

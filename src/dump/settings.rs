@@ -33,6 +33,8 @@ pub struct DumpSettings {
     pub orgs_interval_s: u64,
     /// Seconds between two sweeps of the store.
     pub sweep_interval_s: u64,
+    /// Seconds since it was published after which a snapshot of another schema is deleted.
+    pub old_schemas_s: u64,
 }
 
 impl DumpSettings {
@@ -71,6 +73,7 @@ impl Default for DumpSettings {
             lease_s: 30,
             orgs_interval_s: 300,
             sweep_interval_s: 600,
+            old_schemas_s: 7 * 24 * 3600,
         }
     }
 }

@@ -11,18 +11,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::dump::DumpError;
+use crate::metrics::Metrics;
 
 /// What all spool files may take together, in bytes.
 #[derive(Debug)]
 pub struct SpoolBudget {
     limit: u64,
     used: AtomicU64,
+    metrics: Metrics,
 }
 
 impl SpoolBudget {
     /// Nothing is used yet.
-    pub fn new(limit: u64) -> Self {
-        Self { limit, used: AtomicU64::new(0) }
+    pub fn new(limit: u64, metrics: Metrics) -> Self {
+        Self { limit, used: AtomicU64::new(0), metrics }
     }
 
     /// Bytes in use now.
@@ -33,14 +35,23 @@ impl SpoolBudget {
     fn take(&self, bytes: u64) -> Result<(), DumpError> {
         let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
         match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.metrics.spool_bytes.inc_by(signed(bytes));
+                Ok(())
+            }
             Err(_) => Err(DumpError::SpoolFull { limit: self.limit }),
         }
     }
 
     fn give_back(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.metrics.spool_bytes.dec_by(signed(bytes));
     }
+}
+
+/// As gauges count. No disk holds more than fits.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// One file. Written and read by position, from any number of threads at once.
@@ -108,7 +119,8 @@ mod tests {
 
     #[test]
     fn the_budget_is_shared_and_comes_back() {
-        let budget = Arc::new(SpoolBudget::new(10));
+        let metrics = Metrics::new();
+        let budget = Arc::new(SpoolBudget::new(10, metrics.clone()));
         let folder = tempfile::tempdir().unwrap();
         let one = Spool::create(folder.path(), budget.clone()).unwrap();
         let two = Spool::create(folder.path(), budget.clone()).unwrap();
@@ -121,7 +133,7 @@ mod tests {
         assert_eq!(out, b"3456");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the files have no names");
         drop(one);
-        assert_eq!(budget.used(), 3);
+        assert_eq!((budget.used(), metrics.spool_bytes.get()), (3, 3));
         assert_eq!(two.append(b"defghij").unwrap(), 3);
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::chain::Chain;
 use crate::dump::runner::RoundError;
+use crate::metrics::Metrics;
 use crate::model::SyncId;
 use crate::source::Source;
 use crate::store::SnapshotStore;
@@ -49,12 +50,18 @@ pub struct Trimmer {
     source: Arc<dyn Source>,
     store: Arc<dyn SnapshotStore>,
     settings: TrimSettings,
+    metrics: Metrics,
 }
 
 impl Trimmer {
     /// Over the log of a source and the snapshots of a store.
-    pub fn new(source: Arc<dyn Source>, store: Arc<dyn SnapshotStore>, settings: TrimSettings) -> Self {
-        Self { source, store, settings }
+    pub fn new(
+        source: Arc<dyn Source>,
+        store: Arc<dyn SnapshotStore>,
+        settings: TrimSettings,
+        metrics: Metrics,
+    ) -> Self {
+        Self { source, store, settings, metrics }
     }
 
     /// Starts trimming as a task that ends with the service. Several instances may do it at once.
@@ -95,6 +102,7 @@ impl Trimmer {
         loop {
             let trimmed = self.source.trim(up_to, age, self.settings.batch).await?;
             all += trimmed;
+            self.metrics.trimmed_actions.inc_by(trimmed);
             if trimmed < self.settings.batch {
                 break;
             }

@@ -37,7 +37,7 @@ pub async fn batch(
     let query = read(&headers, body, settings, request.started()).await?;
     let answer = http.service.batch(&claims, &query).await?;
     request.identified(&answer.caller);
-    request.answered_from(Method::Postgres);
+    request.answered_from(Method::Postgres, "batch");
 
     let mut response = Response::new(Body::empty());
     let head = Head {

@@ -46,7 +46,7 @@ pub async fn bootstrap(
             Some(answer) => answer,
             None => http.service.bootstrap(&caller, &query).await?,
         };
-        request.answered_from(answer.facts.method);
+        request.answered_from(answer.facts.method, answer.facts.why);
         delivery.respond(answer).await
     };
     timeout_at(delivery.deadline(), begin).await.map_err(|_| HttpError::Deadline(delivery.limit))?

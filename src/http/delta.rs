@@ -33,7 +33,7 @@ pub async fn delta(
     };
     let begin = async {
         let answer = http.service.delta(&caller, &query).await?;
-        request.answered_from(answer.facts.method);
+        request.answered_from(answer.facts.method, answer.facts.why);
         delivery.respond(answer).await
     };
     timeout_at(delivery.deadline(), begin).await.map_err(|_| HttpError::Deadline(delivery.limit))?

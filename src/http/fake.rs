@@ -120,6 +120,7 @@ pub fn schema() -> Arc<Schema> {
 pub fn facts() -> Facts {
     Facts {
         method: Method::Snapshot,
+        why: "fresh",
         snapshot: Some(SnapshotRef { id: SnapshotId::from_bytes([7; 16]), sync_id: SyncId(41) }),
         epoch: Epoch::new("e"),
         last_sync_id: SyncId(41),

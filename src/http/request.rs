@@ -38,7 +38,7 @@ pub struct RequestContext {
     id: HeaderValue,
     started: Instant,
     caller: OnceLock<Caller>,
-    source: OnceLock<trailer::Method>,
+    source: OnceLock<(trailer::Method, &'static str)>,
 }
 
 impl RequestContext {
@@ -72,9 +72,9 @@ impl RequestContext {
         let _ = self.caller.set(caller.clone());
     }
 
-    /// Notes where the rows come from.
-    pub fn answered_from(&self, source: trailer::Method) {
-        let _ = self.source.set(source);
+    /// Notes where the rows come from and, in one fixed word, why from there.
+    pub fn answered_from(&self, source: trailer::Method, why: &'static str) {
+        let _ = self.source.set((source, why));
     }
 }
 
@@ -134,6 +134,10 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
     }
     let (status, route) = (response.status(), route(&path));
     rules.metrics.request(route, status.as_u16());
+    if let Some((source, why)) = context.source.get().filter(|_| !status.is_client_error() && !status.is_server_error())
+    {
+        rules.metrics.answer(source.as_str(), why);
+    }
     if method == Method::HEAD {
         response = without_body(response);
     }
@@ -224,7 +228,7 @@ struct LogLine {
 
 impl LogLine {
     fn write(&self) {
-        let caller = self.context.caller.get();
+        let (caller, source) = (self.context.caller.get(), self.context.source.get());
         let (outcome, error) = match &self.end {
             Some(Ok(())) => ("complete", None),
             Some(Err(error)) => ("broken", Some(error.as_str())),
@@ -237,7 +241,8 @@ impl LogLine {
             status = self.status.as_u16(),
             org = caller.map(|caller| caller.org.as_str()),
             user = caller.map(|caller| caller.user.as_str()),
-            source = self.context.source.get().map(|source| source.as_str()),
+            source = source.map(|(source, _)| source.as_str()),
+            why = source.map(|(_, why)| *why),
             bytes = self.bytes,
             outcome,
             error,

@@ -68,9 +68,10 @@ struct Asked {
 
 impl Asked {
     /// What is known of an answer that is not caught up yet.
-    fn facts(&self, method: Method, snapshot: SnapshotRef, epoch: Epoch) -> Facts {
+    fn facts(&self, method: Method, why: &'static str, snapshot: SnapshotRef, epoch: Epoch) -> Facts {
         Facts {
             method,
+            why,
             epoch,
             last_sync_id: snapshot.sync_id,
             snapshot: Some(snapshot),
@@ -137,7 +138,9 @@ impl Service {
     ) -> Result<Option<Answer>, ServeError> {
         let asked = self.asked(caller, query, Instant::now()).await?;
         match self.cache().manifest(&asked.slot, snapshot).await {
-            Ok(manifest) if manifest.org == asked.slot.org => Ok(Some(self.snapshot_answer(&asked, manifest))),
+            Ok(manifest) if manifest.org == asked.slot.org => {
+                Ok(Some(self.snapshot_answer(&asked, manifest, "resumed")))
+            }
             Ok(_) | Err(StoreError::Missing(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -188,10 +191,12 @@ impl Service {
             verdict = self.judge(asked, &look);
         }
         match verdict {
-            Verdict::Fresh => self.published(asked, &look).await,
+            // Without the database nobody can tell whether it is fresh.
+            Verdict::Fresh if look.epoch.is_none() => self.published(asked, &look, "unchecked").await,
+            Verdict::Fresh => self.published(asked, &look, "fresh").await,
             Verdict::Stale(reason) => {
                 self.refresh_behind(asked, &look, reason);
-                self.published(asked, &look).await
+                self.published(asked, &look, "stale").await
             }
             Verdict::Unusable(reason) => self.live(asked, &look, reason).await,
         }
@@ -210,11 +215,11 @@ impl Service {
     }
 
     /// Serves what the look found published.
-    async fn published(&self, asked: &Asked, look: &Look) -> Result<Answer, Again> {
+    async fn published(&self, asked: &Asked, look: &Look, why: &'static str) -> Result<Answer, Again> {
         let Some(current) = &look.head.current else { return Err(Again::Moved) };
         match self.cache().manifest(&asked.slot, current.facts.id).await {
             Ok(manifest) => {
-                let mut answer = self.snapshot_answer(asked, manifest);
+                let mut answer = self.snapshot_answer(asked, manifest, why);
                 let nothing_new = look.pending == 0 && answer.facts.last_sync_id >= asked.demand.first_sync_id;
                 if !nothing_new && look.epoch.is_some() {
                     self.catch_answer_up(asked, &mut answer, TooMany::LookAgain).await?;
@@ -228,9 +233,9 @@ impl Service {
         }
     }
 
-    fn snapshot_answer(&self, asked: &Asked, manifest: PinnedManifest) -> Answer {
+    fn snapshot_answer(&self, asked: &Asked, manifest: PinnedManifest, why: &'static str) -> Answer {
         let snapshot = SnapshotRef { id: manifest.id, sync_id: manifest.sync_id };
-        let facts = asked.facts(Method::Snapshot, snapshot, manifest.epoch.clone());
+        let facts = asked.facts(Method::Snapshot, why, snapshot, manifest.epoch.clone());
         let (org, grants) = (asked.slot.org.clone(), &asked.grants);
         let stored = StoredSnapshot::new(self.cache().clone(), org, manifest, grants, &asked.wanted);
         Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Stored(Arc::new(stored)) }
@@ -294,7 +299,7 @@ impl Service {
     /// Serves from a finished dump that could not be stored, or from one in progress.
     async fn live(&self, asked: &Asked, look: &Look, reason: Reason) -> Result<Answer, Again> {
         if let Some(live) = self.unstored(asked, look).await? {
-            return self.follow(asked, live).await;
+            return self.follow(asked, live, "unstored").await;
         }
         self.wait_for_watermark(asked.demand.first_sync_id, None).await?;
         let mut wish = match asked.demand {
@@ -308,17 +313,17 @@ impl Service {
             };
             let opened = live.wait_opened().await?;
             if asked.demand.catches_up || opened.watermark.sync_id >= asked.demand.first_sync_id {
-                return self.follow(asked, live).await;
+                return self.follow(asked, live, reason.word()).await;
             }
             wish = Wish::AtLeast(asked.demand.first_sync_id);
         }
         Err(Again::Moved)
     }
 
-    async fn follow(&self, asked: &Asked, live: Arc<LiveDump>) -> Result<Answer, Again> {
+    async fn follow(&self, asked: &Asked, live: Arc<LiveDump>, why: &'static str) -> Result<Answer, Again> {
         let opened = live.wait_opened().await?;
         let snapshot = SnapshotRef { id: live.id(), sync_id: opened.watermark.sync_id };
-        let facts = asked.facts(Method::Postgres, snapshot, opened.watermark.epoch);
+        let facts = asked.facts(Method::Postgres, why, snapshot, opened.watermark.epoch);
         let parts = live.follow(asked.grants.clone(), asked.wanted.clone()).map_err(ServeError::from).boxed();
         let mut answer = Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Live(parts) };
         // A dump that began after the request is as new as the request needs.

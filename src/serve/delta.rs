@@ -19,6 +19,7 @@ use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::metrics::Counter;
 use crate::model::{Caller, DeltaQuery, Grants, Letter, Org, Schema, SyncGroup, SyncId};
 use crate::serve::batch::{Ask, Loaded, Loader};
 use crate::serve::{Answer, Content, Facts, ServeError, Service};
@@ -81,6 +82,8 @@ pub struct CatchUp {
     /// The whole list that a change of memberships tells.
     groups: Vec<SyncGroup>,
     actions: Vec<Action>,
+    /// Counts what was told.
+    told: Counter,
 }
 
 impl CatchUp {
@@ -122,6 +125,7 @@ impl CatchUp {
             let row = row.map(|row| &*row.line);
             action::object(&mut lines, *id, letter, &models[object.model].name, &object.id, row);
         }
+        self.told.inc_by(actions.len() as u64);
         Ok(lines.into())
     }
 
@@ -139,6 +143,17 @@ impl CatchUp {
     }
 }
 
+impl Resync {
+    /// It in one fixed word, for metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::OtherEpoch => "epoch",
+            Self::Trimmed { .. } => "trimmed",
+            Self::Dearer => "dearer",
+        }
+    }
+}
+
 impl Service {
     /// What happened after the caller's cursor.
     ///
@@ -146,6 +161,14 @@ impl Service {
     /// [`ServeError::Resync`] when only a bootstrap helps; [`ServeError::Ahead`] when the watermark does not get to the
     /// cursor in time; the source's.
     pub async fn delta(&self, caller: &Caller, query: &DeltaQuery) -> Result<Answer, ServeError> {
+        let answer = self.actions_after_cursor(caller, query).await;
+        if let Err(ServeError::Resync(reason)) = &answer {
+            self.metrics().resync(reason.word());
+        }
+        answer
+    }
+
+    async fn actions_after_cursor(&self, caller: &Caller, query: &DeltaQuery) -> Result<Answer, ServeError> {
         let schema = self.schema().await?;
         if query.schema_hash.as_ref().is_some_and(|hash| *hash != schema.hash) {
             return Err(ServeError::SchemaMismatch { server: schema.hash.to_string() });
@@ -177,6 +200,7 @@ impl Service {
         }
         let facts = Facts {
             method: Method::Postgres,
+            why: "delta",
             snapshot: None,
             epoch: watermark.epoch,
             last_sync_id: to,
@@ -219,6 +243,7 @@ impl Service {
             grants: caller.grants.clone(),
             groups: facts.groups.clone(),
             actions,
+            told: self.metrics().told_actions(if facts.snapshot.is_some() { "bootstrap" } else { "delta" }),
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::chain::Chain;
 pub use crate::dump::Part;
 use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
+use crate::metrics::Metrics;
 use crate::model::{Epoch, QueryError, Schema, SnapshotId, SyncGroup, SyncId};
 use crate::serve::batch::answer::BatchSettings;
 use crate::serve::batch::{LoadError, Loader};
@@ -48,6 +49,7 @@ struct Shared {
     freshness: Freshness,
     loader: Loader,
     settings: ServeSettings,
+    metrics: Metrics,
 }
 
 /// How callers are served.
@@ -98,9 +100,10 @@ impl Service {
         dumps: Dumps,
         loader: Loader,
         settings: ServeSettings,
+        metrics: Metrics,
     ) -> Self {
         let freshness = Freshness::new(source.clone(), store.clone(), settings.freshness);
-        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, loader, settings }) }
+        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, loader, settings, metrics }) }
     }
 
     /// The schema in force.
@@ -155,6 +158,10 @@ impl Service {
         &self.shared.settings.batch
     }
 
+    fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
     fn settings(&self) -> &BootstrapSettings {
         &self.shared.settings.bootstrap
     }
@@ -175,6 +182,8 @@ pub struct Answer {
 pub struct Facts {
     /// Where the rows come from.
     pub method: Method,
+    /// Why from there, in one fixed word, for metrics.
+    pub why: &'static str,
     /// The snapshot the rows are of, published or not yet; a delta has none.
     pub snapshot: Option<SnapshotRef>,
     /// The history the sync ids belong to.

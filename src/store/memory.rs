@@ -168,6 +168,15 @@ impl SnapshotStore for MemoryStore {
         Ok(deleted)
     }
 
+    async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        if state.slots.get(slot).map_or(Generation::NONE, |slot| slot.generation) != over {
+            return Err(StoreError::Conflict);
+        }
+        state.advance(slot, None, self.retention.grace);
+        Ok(())
+    }
+
     async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError> {
         let now = Instant::now();
         let mut state = self.lock();

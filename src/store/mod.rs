@@ -187,6 +187,14 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn delete(&self, org: &Org) -> Result<u64, StoreError>;
 
+    /// Takes away the snapshot of one slot, if the slot is still at generation `over`: it is then at `over.next()` and
+    /// holds nothing, so that a dump that began before can't publish. What was there stays readable by id for the grace
+    /// period. Other schemas of the org are not touched.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the slot was moved meanwhile.
+    async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError>;
+
     /// Takes the lease of an org for `ttl`, or says `None` while somebody holds it, the asker included.
     ///
     /// # Errors

@@ -183,6 +183,7 @@ async fn from_an_empty_database_to_snapshots_by_hand() {
     let rows_of = |what: &str| rows(&shown).iter().find(|row| row[0] == what).map(|row| row[1].to_owned());
     let dumped_rows = rows(&dumped).iter().find(|row| row[0] == orgs[1]).unwrap()[2].to_owned();
     assert_eq!(rows_of("rows"), Some(dumped_rows));
+    assert!(rows_of("Issue").is_some_and(|frames| frames != "0"), "models have their names: {shown}");
     assert_eq!(setup.must(&["snapshots", "delete", "--org", orgs[1]]), "1 snapshots deleted\n");
     assert_eq!(setup.run(&["snapshots", "show", "--org", orgs[1]]).status.code(), Some(1));
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use headstart::metrics::Metrics;
 use headstart::model::{Catalog, Org};
 use headstart::source::postgres::PostgresSource;
 use headstart::source::postgres::scan::ScanSettings;
@@ -53,7 +54,15 @@ fn catalog() -> String {
 fn source(database: &Database) -> PostgresSource {
     let (pool, tasks) = pool(database, 4);
     let catalog = Arc::new(Catalog::parse(&catalog()).unwrap());
-    PostgresSource::new(catalog, pool, None, ScanSettings::default(), WatermarkSettings::default(), tasks)
+    PostgresSource::new(
+        catalog,
+        pool,
+        None,
+        ScanSettings::default(),
+        WatermarkSettings::default(),
+        tasks,
+        Metrics::new(),
+    )
 }
 
 async fn look_up(source: &PostgresSource, by: By, values: &[&str]) -> Result<Found, SourceError> {

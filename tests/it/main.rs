@@ -20,6 +20,7 @@ mod encode;
 mod http;
 mod load;
 mod lookup;
+mod metrics;
 mod migrate;
 mod nginx;
 mod pool;

@@ -61,6 +61,8 @@ async fn a_standby_is_read_once_it_is_where_it_must_be() {
         assert!(lines[0].contains(&format!("Turn {turn}")), "{lines:?}");
     }
     assert!(!server.log().contains("the replica is left alone"), "{}", server.log());
+    let counted = async |what: &str| server.metric(&format!("headstart_replica_{what}_total")).await;
+    assert_eq!((counted("reads").await, counted("fallbacks").await), (20.0, 0.0), "each turn a scan and a look-up");
     follower.batch_execute("SELECT pg_stat_clear_snapshot()").await.unwrap();
     server.until("the standby was read", async || reads(&follower).await > 0).await;
 
@@ -71,6 +73,7 @@ async fn a_standby_is_read_once_it_is_where_it_must_be() {
     assert_eq!((lines, &metadata["lastSyncId"]), (visible(&client, 7, "ann", None, FULL).await, &last().await.into()));
     assert!(batch(&server, &token, last().await).await.0[0].contains("Paused"));
     server.until("the log says so", async || server.log().contains("has not replayed the WAL up to")).await;
+    assert!(counted("fallbacks").await >= 2.0, "a scan and a look-up");
 
     // Resumed: it is read again.
     follower.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();

@@ -9,11 +9,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use headstart::dump::{DumpError, DumpSettings};
-use headstart::model::{BootstrapQuery, Generation, Org, SnapshotId, SyncGroup, SyncId};
+use headstart::model::{BootstrapQuery, Epoch, Generation, Org, SchemaHash, SnapshotId, SyncGroup, SyncId};
 use headstart::serve::{Content, ServeError};
 use headstart::snapshot::PackId;
 use headstart::store::{Facts, Head, Lease, MemoryStore, Slot, SnapshotStore, StoreError};
-use tokio::time::timeout;
+use tokio::time::{advance, timeout};
 
 use crate::support::world::{World, caller, org, receive, retention, schema};
 
@@ -295,6 +295,43 @@ async fn the_background_job_takes_what_is_due_and_drops_what_is_gone() {
     assert!(world.store.head(&world.slot(&acme)).await.unwrap().current.is_some());
 }
 
+#[tokio::test(start_paused = true)]
+async fn old_schemas_go_once_nobody_has_published_in_them_for_long() {
+    let world = World::with(
+        DumpSettings { old_schemas_s: 100_000, ..DumpSettings::default() },
+        Arc::new(MemoryStore::new(retention())),
+    );
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 10);
+    let runner = world.runner();
+    let slot = |schema: &str| Slot { org: acme.clone(), schema: SchemaHash::new(schema) };
+    let publish = async |slot: &Slot, sync_id: u64| {
+        let (epoch, packs) = (Epoch::new("e"), Vec::new());
+        let sync_id = SyncId(sync_id);
+        let facts = Facts { id: SnapshotId::random(), epoch, sync_id, rows: 0, raw_len: 0, len: 0, packs };
+        let over = world.store.head(slot).await.unwrap().generation;
+        world.store.publish(slot, over, &facts, Bytes::new()).await.unwrap();
+    };
+    let held = async |slot: &Slot| world.store.head(slot).await.unwrap().current.is_some();
+    let (left, in_use) = (slot("left"), slot("in use"));
+    runner.round(true, false).await.unwrap();
+    publish(&left, 1).await;
+    publish(&in_use, 1).await;
+    advance(Duration::from_secs(99_000)).await;
+    publish(&in_use, 2).await;
+    runner.round(true, false).await.unwrap();
+    assert!(held(&left).await && held(&in_use).await, "a deploy that goes on, and the way back");
+    advance(Duration::from_secs(2_000)).await;
+    runner.round(false, false).await.unwrap();
+    assert!(held(&left).await, "only when it looks which orgs there are");
+    runner.round(true, false).await.unwrap();
+    assert!(!held(&left).await && held(&in_use).await);
+    assert!(held(&world.slot(&acme)).await, "the present schema's has no such end");
+    advance(Duration::from_secs(100_000)).await;
+    runner.round(true, false).await.unwrap();
+    assert!(!held(&in_use).await && held(&world.slot(&acme)).await);
+}
+
 #[tokio::test]
 async fn while_another_instance_holds_the_lease_only_requests_dump() {
     let world = World::new();
@@ -352,6 +389,10 @@ impl SnapshotStore for Switch {
     async fn delete(&self, org: &Org) -> Result<u64, StoreError> {
         self.check()?;
         self.inner.delete(org).await
+    }
+    async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.retire(slot, over).await
     }
     async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError> {
         self.check()?;

@@ -34,6 +34,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
+use crate::metrics::Metrics;
 use crate::model::catalog::LogTable;
 use crate::model::{Catalog, Epoch, Org, Schema, SyncGroup, SyncId, User, Watermark};
 use crate::source::postgres::columns::{Layout, unfit};
@@ -65,6 +66,7 @@ pub struct PostgresSource {
     layout: Mutex<Option<Arc<Layout>>>,
     /// Which models were not logged when the triggers were last looked at.
     unlogged: Mutex<Option<(Instant, Faults)>>,
+    metrics: Metrics,
 }
 
 /// What is wrong with models, by their index.
@@ -101,27 +103,38 @@ impl PostgresSource {
         scans: ScanSettings,
         watermark: WatermarkSettings,
         tasks: Tasks,
+        metrics: Metrics,
     ) -> Self {
         let log = Arc::new(KnownLog { table: catalog.log().clone(), found: Mutex::default() });
-        let watermarks = start_prober(&primary, &log, &watermark, &tasks);
+        let watermarks = start_prober(&primary, &log, &watermark, &tasks, &metrics);
         let (layout, unlogged) = (Mutex::default(), Mutex::default());
         let replica = replica.map(Arc::new);
-        Self { catalog, primary, replica, scans, watermarks, tasks, log, layout, unlogged }
+        Self { catalog, primary, replica, scans, watermarks, tasks, log, layout, unlogged, metrics }
     }
 
     /// A connection to read rows on, which sees everything that was committed before the call, and the replica it leads
     /// to, if it does not lead to the primary.
     async fn reading_lease(&self) -> Result<(Lease, Option<Arc<Replica>>), SourceError> {
-        let Some(replica) = self.replica.as_ref().filter(|replica| replica.is_awake()) else {
-            return Ok((self.primary.get().await?, None));
-        };
+        let Some(replica) = &self.replica else { return Ok((self.primary.get().await?, None)) };
+        if !replica.is_awake() {
+            return Ok((self.fall_back().await?, None));
+        }
         let primary = self.primary.get().await?;
         let position = replica::position(&primary).await?;
         primary.release();
         match replica.at(&position).await {
-            Some(lease) => Ok((lease, Some(replica.clone()))),
-            None => Ok((self.primary.get().await?, None)),
+            Some(lease) => {
+                self.metrics.replica_reads.inc();
+                Ok((lease, Some(replica.clone())))
+            }
+            None => Ok((self.fall_back().await?, None)),
         }
+    }
+
+    /// A connection to the primary for what the standby should have been read for.
+    async fn fall_back(&self) -> Result<Lease, SourceError> {
+        self.metrics.replica_fallbacks.inc();
+        self.primary.get().await
     }
 
     /// The layout in force, read if there is none.
@@ -144,7 +157,7 @@ impl PostgresSource {
                 if matches!(error, SourceError::Unavailable(_) | SourceError::Busy(_) | SourceError::Failed { .. }) =>
             {
                 replica.rest(&error);
-                let lease = self.primary.get().await?;
+                let lease = self.fall_back().await?;
                 let found = lookup::find(&lease, layout, lookup).await?;
                 lease.release();
                 Ok(found)
@@ -172,8 +185,14 @@ fn resting_after_errors(
 }
 
 /// Starts the task that probes for watermarks; it ends with the service.
-fn start_prober(pool: &Pool, log: &Arc<KnownLog>, settings: &WatermarkSettings, tasks: &Tasks) -> Watermarks {
-    let (watermarks, prober) = Watermarks::new(ASKING, settings.clone());
+fn start_prober(
+    pool: &Pool,
+    log: &Arc<KnownLog>,
+    settings: &WatermarkSettings,
+    tasks: &Tasks,
+    metrics: &Metrics,
+) -> Watermarks {
+    let (watermarks, prober) = Watermarks::new(ASKING, settings.clone(), metrics.watermark_held_seconds.clone());
     let (pool, log, token) = (pool.clone(), log.clone(), tasks.token().clone());
     tasks.spawn("watermark", async move {
         let probes = prober.run(async |report| {

@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Statement};
 
+use crate::metrics::{Held, PoolMetrics};
 use crate::source::SourceError;
 use crate::source::postgres::error::classify;
 use crate::source::postgres::tls::Target;
@@ -71,6 +72,7 @@ struct Inner {
     target: Target,
     settings: PoolSettings,
     tasks: Tasks,
+    metrics: PoolMetrics,
     permits: Arc<Semaphore>,
     idle: Mutex<VecDeque<Idle>>,
 }
@@ -85,10 +87,17 @@ struct Idle {
 #[derive(Debug)]
 struct Connection {
     client: Client,
-    /// Takes the permit along, so that the place is free only once the connection is closed.
-    close: oneshot::Sender<OwnedSemaphorePermit>,
+    /// Takes the place along, so that it is free only once the connection is closed.
+    close: oneshot::Sender<Place>,
     /// By version and text. At most `MAX_PREPARED`; past that all are closed and prepared again.
     prepared: Mutex<HashMap<Box<str>, Statement>>,
+}
+
+/// The right to one of the connections.
+#[derive(Debug)]
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    _in_use: Held,
 }
 
 impl Pool {
@@ -97,9 +106,9 @@ impl Pool {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn new(target: Target, settings: PoolSettings, tasks: Tasks) -> Self {
+    pub fn new(target: Target, settings: PoolSettings, tasks: Tasks, metrics: PoolMetrics) -> Self {
         let permits = Arc::new(Semaphore::new(settings.max_connections.get() as usize));
-        let inner = Arc::new(Inner { target, settings, tasks, permits, idle: Mutex::default() });
+        let inner = Arc::new(Inner { target, settings, tasks, metrics, permits, idle: Mutex::default() });
         let (pool, stop) = (Arc::downgrade(&inner), inner.tasks.token().clone());
         inner.tasks.spawn("postgres pool", async move {
             stop.cancelled().await;
@@ -117,7 +126,9 @@ impl Pool {
     /// [`SourceError::Busy`] past the limit, [`SourceError::Unavailable`] when the server can't be reached.
     pub async fn get(&self) -> Result<Lease, SourceError> {
         let limit = Duration::from_millis(self.0.settings.acquire_timeout_ms);
+        let waiting = self.0.metrics.waiting.hold();
         let permit = timeout(limit, self.0.permits.clone().acquire_owned()).await;
+        drop(waiting);
         let permit = permit.map_err(|_| SourceError::Busy("every connection to PostgreSQL is in use".into()))?;
         self.lease(permit.map_err(|_| SourceError::unavailable("the service is ending"))?).await
     }
@@ -134,6 +145,7 @@ impl Pool {
     }
 
     async fn lease(&self, permit: OwnedSemaphorePermit) -> Result<Lease, SourceError> {
+        let place = Place { _permit: permit, _in_use: self.0.metrics.in_use.hold() };
         let connection = match self.idle() {
             Some(connection) => connection,
             None => {
@@ -142,7 +154,7 @@ impl Pool {
                 timeout(limit, self.connect()).await.map_err(|_| late())??
             }
         };
-        Ok(Lease { pool: self.clone(), held: Some((connection, permit)) })
+        Ok(Lease { pool: self.clone(), held: Some((connection, place)) })
     }
 
     /// The connection that was used last, if it is alive; those unused for too long are closed.
@@ -157,21 +169,21 @@ impl Pool {
         let Target { config, tls } = self.0.target.clone();
         let doing = "connecting to PostgreSQL";
         let (client, driver) = config.connect(tls.clone()).await.map_err(|error| classify(doing, error))?;
-        let (close, closed) = oneshot::channel::<OwnedSemaphorePermit>();
+        let (close, closed) = oneshot::channel::<Place>();
         let cancel = client.cancel_token();
         self.0.tasks.spawn("postgres connection", async move {
-            let permit = tokio::select! {
+            let place = tokio::select! {
                 ended = driver => {
                     if let Err(error) = ended {
                         tracing::debug!(error = &error as &dyn std::error::Error, "a connection to PostgreSQL ended");
                     }
                     return;
                 }
-                permit = closed => permit,
+                place = closed => place,
             };
-            // An idle connection that was let go has no permit and no statement. The socket is closed when the driver
+            // An idle connection that was let go has no place and no statement. The socket is closed when the driver
             // is dropped, at the end of this scope; a busy server process only notices the cancel request.
-            if permit.is_ok() && timeout(CANCEL_WITHIN, cancel.cancel_query(tls)).await.is_err() {
+            if place.is_ok() && timeout(CANCEL_WITHIN, cancel.cancel_query(tls)).await.is_err() {
                 tracing::debug!("a cancel request to PostgreSQL took too long");
             }
         });
@@ -226,7 +238,7 @@ pub fn server_milliseconds(milliseconds: u64) -> u64 {
 #[derive(Debug)]
 pub struct Lease {
     pool: Pool,
-    held: Option<(Connection, OwnedSemaphorePermit)>,
+    held: Option<(Connection, Place)>,
 }
 
 impl Lease {
@@ -237,14 +249,14 @@ impl Lease {
 
     /// Gives the connection back for others to use.
     pub fn release(mut self) {
-        let Some((connection, permit)) = self.held.take() else { return };
+        let Some((connection, place)) = self.held.take() else { return };
         let mut idle = self.pool.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if !connection.client.is_closed() && !self.pool.0.permits.is_closed() {
             idle.push_back(Idle { connection, since: Instant::now() });
         }
         drop(idle);
         // After the connection is back, so that whoever gets the place finds it.
-        drop(permit);
+        drop(place);
     }
 }
 
@@ -285,9 +297,9 @@ impl Deref for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some((connection, permit)) = self.held.take() {
-            // If the connection is dead already, its task is gone and the permit comes back to be dropped.
-            let _ = connection.close.send(permit);
+        if let Some((connection, place)) = self.held.take() {
+            // If the connection is dead already, its task is gone and the place comes back to be dropped.
+            let _ = connection.close.send(place);
         }
     }
 }

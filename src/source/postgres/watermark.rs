@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Row};
 
+use crate::metrics::Seconds;
 use crate::model::{Epoch, SyncId, Watermark};
 use crate::source::SourceError;
 use crate::source::postgres::error::classify;
@@ -96,7 +97,7 @@ pub async fn probe(client: &Client, log: &Log, limit: Duration) -> Result<Waterm
 async fn probe_aloud(client: &Client, log: &Log, limit: Duration, report: &Report) -> Result<Watermark, SourceError> {
     loop {
         let (epoch, sync_id) = drawn(client, log).await?;
-        report.0.send_modify(|progress| progress.probing = Some(epoch.clone()));
+        report.progress.send_modify(|progress| progress.probing = Some(epoch.clone()));
         wait_for_writers(client, log, limit, report).await?;
         wait_for_wal(client, limit).await?;
         // A log that was made anew or restarted meanwhile has drawn other ids than those that were read.
@@ -139,7 +140,7 @@ async fn wait_for_writers(client: &Client, log: &Log, limit: Duration, report: &
         Ok(rows.iter().map(|row| row.get(0)).collect())
     };
     let mut waited_for = open().await?;
-    report.0.send_modify(|progress| progress.held = !waited_for.is_empty());
+    report.progress.send_modify(|progress| progress.held = !waited_for.is_empty());
     let began = Instant::now();
     let mut pause = POLL.0;
     let mut silent = true;
@@ -152,8 +153,9 @@ async fn wait_for_writers(client: &Client, log: &Log, limit: Duration, report: &
             }
             silent = false;
             tracing::warn!(holder, "the watermark is held back by an open transaction");
-            report.0.send_modify(|progress| progress.holder = Some(holder));
+            report.progress.send_modify(|progress| progress.holder = Some(holder));
         }
+        report.held.set(began.elapsed().as_secs_f64());
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(POLL.1);
         let open = open().await?;
@@ -241,7 +243,11 @@ struct Progress {
 
 /// Where a probe tells what it finds.
 #[derive(Clone, Debug, Default)]
-pub struct Report(watch::Sender<Progress>);
+pub struct Report {
+    progress: watch::Sender<Progress>,
+    /// For how long open writers have been holding the probe back.
+    held: Seconds,
+}
 
 /// Asks for watermarks. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -260,10 +266,11 @@ pub struct Prober {
 
 impl Watermarks {
     /// Both ends. `waiting` bounds how many callers are queued for the next probe; more wait before they are queued.
-    pub fn new(waiting: usize, settings: WatermarkSettings) -> (Self, Prober) {
+    /// `held` tells for how long open writers have been holding the probe under way back.
+    pub fn new(waiting: usize, settings: WatermarkSettings, held: Seconds) -> (Self, Prober) {
         let (sender, receiver) = mpsc::channel(waiting);
-        let report = Report::default();
-        let progress = report.0.subscribe();
+        let report = Report { held, ..Report::default() };
+        let progress = report.progress.subscribe();
         (Self { asks: sender, progress, settings }, Prober { asks: receiver, report })
     }
 
@@ -319,7 +326,8 @@ impl Prober {
                 asks.push(ask);
             }
             let answer = probe(self.report.clone()).await;
-            self.report.0.send_modify(|progress| {
+            self.report.held.set(0.0);
+            self.report.progress.send_modify(|progress| {
                 (progress.probing, progress.held, progress.holder) = (None, false, None);
                 if let Ok(found) = &answer {
                     progress.known = Some(found.clone());
@@ -354,7 +362,8 @@ mod tests {
 
     /// A prober whose n-th probe takes a second and finds n.
     fn slow_prober() -> (Watermarks, Rc<Cell<u64>>, impl Future<Output = ()>) {
-        let (watermarks, prober) = Watermarks::new(8, WatermarkSettings { patience_ms: 5_000, held_ms: 10_000 });
+        let (watermarks, prober) =
+            Watermarks::new(8, WatermarkSettings { patience_ms: 5_000, held_ms: 10_000 }, Seconds::default());
         let probes = Rc::new(Cell::new(0));
         let counted = Rc::clone(&probes);
         let run = prober.run(move |_| {
@@ -411,7 +420,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_is_held_back_leaves_the_last_watermark_in_force() {
-        let (watermarks, prober) = Watermarks::new(8, WatermarkSettings { patience_ms: 100, held_ms: 1_000 });
+        let (watermarks, prober) =
+            Watermarks::new(8, WatermarkSettings { patience_ms: 100, held_ms: 1_000 }, Seconds::default());
         let probes = Cell::new(0);
         // The first is held for a minute, the second finds something, the others are held, the last in another epoch.
         let run = prober.run(|report| {
@@ -419,7 +429,7 @@ mod tests {
             let number = probes.get();
             async move {
                 let epoch = Epoch::new(if number < 4 { "e" } else { "f" });
-                report.0.send_modify(|progress| {
+                report.progress.send_modify(|progress| {
                     (progress.probing, progress.held, progress.holder) = (Some(epoch), true, Some("pid 1".into()));
                 });
                 if number != 2 {
@@ -447,7 +457,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_who_wait_get_the_error_with_its_causes() {
-        let (watermarks, prober) = Watermarks::new(8, WatermarkSettings::default());
+        let (watermarks, prober) = Watermarks::new(8, WatermarkSettings::default(), Seconds::default());
         let run = prober.run(async |_| Err(SourceError::unavailable(Standby)));
         beside(run, async {
             for answer in futures_util::future::join_all([watermarks.get(), watermarks.get()]).await {

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::metrics::CacheMetrics;
 use crate::model::{Org, SnapshotId};
 use crate::snapshot::{Manifest, PackEntry, pack};
 use crate::store::cache::shelf::{Answer, Key, Loaded, Lookup, Pin, Shelf, Value};
@@ -80,10 +81,10 @@ pub struct CacheStats {
 
 impl PackCache {
     /// An empty cache.
-    pub fn new(store: Arc<dyn SnapshotStore>, settings: &CacheSettings, tasks: Tasks) -> Self {
+    pub fn new(store: Arc<dyn SnapshotStore>, settings: &CacheSettings, tasks: Tasks, metrics: CacheMetrics) -> Self {
         Self {
             store,
-            shelf: Shelf::new((settings.limit_mib as usize) << 20),
+            shelf: Shelf::new((settings.limit_mib as usize) << 20, metrics),
             manifests: Arc::new(Semaphore::new(MANIFESTS_AT_ONCE)),
             room_wait: Duration::from_millis(settings.room_wait_ms),
             tasks,

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::metrics::CacheMetrics;
 use crate::model::{Org, SnapshotId};
 use crate::snapshot::{Manifest, PackId};
 use crate::store::StoreError;
@@ -49,6 +50,7 @@ pub type Answer = Result<(Value, Pin), StoreError>;
 pub struct Shelf {
     limit: usize,
     state: Mutex<State>,
+    metrics: CacheMetrics,
 }
 
 #[derive(Default)]
@@ -62,7 +64,6 @@ struct State {
     /// Bytes of all entries and of all room given to loads.
     used: usize,
     queue: VecDeque<Waiting>,
-    stats: CacheStats,
 }
 
 enum Entry {
@@ -100,8 +101,8 @@ pub enum Lookup {
 
 impl Shelf {
     /// An empty shelf for this many bytes.
-    pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, state: Mutex::default() })
+    pub fn new(limit: usize, metrics: CacheMetrics) -> Arc<Self> {
+        Arc::new(Self { limit, state: Mutex::default(), metrics })
     }
 
     /// Looks for an entry and joins its load or begins one if it is not there.
@@ -113,19 +114,19 @@ impl Shelf {
                     state.idle_bytes -= *weight;
                 }
                 *pins += 1;
-                state.stats.hits += 1;
+                self.metrics.hits.inc();
                 Lookup::Ready(value.clone(), Pin { shelf: self.clone(), key: key.clone() })
             }
             Some(Entry::Loading(waiting)) => {
                 let (sender, answer) = oneshot::channel();
                 waiting.push(sender);
-                state.stats.joins += 1;
+                self.metrics.joins.inc();
                 Lookup::Joined(answer)
             }
             None => {
                 let (sender, answer) = oneshot::channel();
                 state.entries.insert(key.clone(), Entry::Loading(vec![sender]));
-                state.stats.loads += 1;
+                self.metrics.loads.inc();
                 Lookup::Load(answer, Ticket { shelf: self.clone(), key: key.clone(), open: true })
             }
         })
@@ -142,7 +143,7 @@ impl Shelf {
             let waiting = state.queue.len();
             state.queue.push_back(Waiting { weight, room: sender });
             state.settle(self.limit, aftermath);
-            state.stats.waits += u64::from(state.queue.len() > waiting);
+            self.metrics.waits.inc_by(u64::from(state.queue.len() > waiting));
         });
         let granted = timeout(within, room).await;
         if granted.is_err() {
@@ -158,14 +159,22 @@ impl Shelf {
             limit: self.limit as u64,
             bytes: state.used as u64,
             idle_bytes: state.idle_bytes as u64,
-            ..state.stats
+            hits: self.metrics.hits.get(),
+            joins: self.metrics.joins.get(),
+            loads: self.metrics.loads.get(),
+            waits: self.metrics.waits.get(),
+            evictions: self.metrics.evictions.get(),
         })
     }
 
     fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut State, &mut Aftermath) -> T) -> T {
         let mut aftermath = Aftermath::default();
         // A panic between two of the few plain assignments below is not possible, so a poisoned state is whole.
-        let result = change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner), &mut aftermath);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut state, &mut aftermath);
+        self.metrics.bytes.set(i64::try_from(state.used).unwrap_or(i64::MAX));
+        self.metrics.evictions.inc_by(aftermath.evicted.len() as u64);
+        drop(state);
         for (sender, weight) in aftermath.granted {
             // Whoever left the queue meanwhile lets the room drop, which gives it on.
             let _ = sender.send(Room { shelf: self.clone(), weight });
@@ -194,7 +203,6 @@ impl State {
                 if let Some(Entry::Ready { value, weight, .. }) = self.entries.remove(&key) {
                     self.used -= weight;
                     self.idle_bytes -= weight;
-                    self.stats.evictions += 1;
                     aftermath.evicted.push(value);
                 }
             }
@@ -339,7 +347,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_least_recently_used_makes_room() {
-        let shelf = Shelf::new(100);
+        let shelf = Shelf::new(100, CacheMetrics::default());
         for number in 0..4 {
             drop(put(&shelf, number, 25).await);
         }
@@ -351,7 +359,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_held_stays_and_counts() {
-        let shelf = Shelf::new(100);
+        let shelf = Shelf::new(100, CacheMetrics::default());
         let held = put(&shelf, 0, 60).await;
         drop(put(&shelf, 1, 30).await);
         assert!(shelf.room(101, Duration::from_secs(1)).await.is_none(), "never fits");
@@ -368,7 +376,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn first_come_first_served_and_leaving_the_queue_lets_others_pass() {
-        let shelf = Shelf::new(100);
+        let shelf = Shelf::new(100, CacheMetrics::default());
         let held = put(&shelf, 0, 60).await;
         let second = Duration::from_secs(1);
         let (large, small) = tokio::join!(shelf.room(80, second), async {
@@ -384,7 +392,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_who_wait_learn_that_a_load_was_abandoned_and_the_next_begins_anew() {
-        let shelf = Shelf::new(100);
+        let shelf = Shelf::new(100, CacheMetrics::default());
         let Lookup::Load(first, ticket) = shelf.look_up(&key(0)) else { panic!() };
         let Lookup::Joined(second) = shelf.look_up(&key(0)) else { panic!() };
         drop(ticket);

@@ -1,8 +1,8 @@
 //! What goes with time, and what must not.
 
 use crate::model::Generation;
-use crate::store::SnapshotStore;
 use crate::store::contract::{Draft, is_missing, new_slot, published, wait_until};
+use crate::store::{Slot, SnapshotStore};
 
 /// What must hold in a store where times are short.
 pub async fn run(store: &dyn SnapshotStore) {
@@ -10,6 +10,7 @@ pub async fn run(store: &dyn SnapshotStore) {
         what_a_head_names_stays_and_the_rest_goes(store),
         packs_never_published_go(store),
         the_deleted_goes(store),
+        the_retired_goes(store),
         a_publish_that_comes_too_late_is_refused(store),
     );
 }
@@ -74,19 +75,29 @@ async fn packs_never_published_go(store: &dyn SnapshotStore) {
 }
 
 async fn the_deleted_goes(store: &dyn SnapshotStore) {
-    let slot = new_slot();
-    let draft = Draft::new(2, &[]);
+    let (slot, draft) = (new_slot(), Draft::new(2, &[]));
     draft.establish(store, &slot, 0).await;
     assert_eq!(store.delete(&slot.org).await.expect("delete"), 1);
-    draft.assert_readable(store, &slot).await;
-    wait_until("the end of a deleted snapshot", async || {
+    goes_after_the_grace_period(store, &slot, &draft).await;
+}
+
+async fn the_retired_goes(store: &dyn SnapshotStore) {
+    let (slot, draft) = (new_slot(), Draft::new(2, &[]));
+    draft.establish(store, &slot, 0).await;
+    store.retire(&slot, Generation(1)).await.expect("retire");
+    goes_after_the_grace_period(store, &slot, &draft).await;
+}
+
+async fn goes_after_the_grace_period(store: &dyn SnapshotStore, slot: &Slot, draft: &Draft) {
+    draft.assert_readable(store, slot).await;
+    wait_until("the end of what was taken away", async || {
         store.sweep().await.expect("sweep");
-        is_missing(&store.manifest(&slot, draft.facts.id).await)
+        is_missing(&store.manifest(slot, draft.facts.id).await)
             && is_missing(&store.pack(&slot.org, draft.pack(0)).await)
             && is_missing(&store.pack(&slot.org, draft.pack(1)).await)
     })
     .await;
-    assert_eq!(published(store, &slot).await.1, None);
+    assert_eq!(published(store, slot).await.1, None);
 }
 
 async fn a_publish_that_comes_too_late_is_refused(store: &dyn SnapshotStore) {

@@ -17,6 +17,7 @@ pub async fn run(store: &dyn SnapshotStore) {
     packs_must_be_there_to_be_published(store).await;
     of_many_publishers_one_wins(store).await;
     deleting_empties_all_schemas(store).await;
+    retiring_empties_one_schema(store).await;
     a_dump_from_before_a_deletion_is_refused(store).await;
     any_size_is_kept(store).await;
 }
@@ -139,6 +140,41 @@ async fn deleting_empties_all_schemas(store: &dyn SnapshotStore) {
     let over = store.head(&slot).await.expect("head").generation;
     next.establish(store, &slot, over.0).await;
     next.assert_readable(store, &slot).await;
+}
+
+async fn retiring_empties_one_schema(store: &dyn SnapshotStore) {
+    let slot = new_slot();
+    let schema = Slot { schema: SchemaHash::new("other"), ..slot.clone() };
+    let (retired, kept, late) = (Draft::new(2, &[]), Draft::new(1, &[]), Draft::new(1, &[]));
+    retired.establish(store, &slot, 0).await;
+    kept.establish(store, &schema, 0).await;
+    late.put_packs(store, &slot).await;
+    for wrong in [0, 2] {
+        let refused = store.retire(&slot, Generation(wrong)).await;
+        assert!(matches!(refused, Err(StoreError::Conflict)), "over {wrong}: {refused:?}");
+    }
+    assert_eq!(published(store, &slot).await, (1, Some(retired.facts.id)));
+    store.retire(&slot, Generation(1)).await.expect("retire");
+    assert_eq!(published(store, &slot).await, (2, None));
+    retired.assert_readable(store, &slot).await;
+    assert!(matches!(late.publish(store, &slot, Generation(1)).await, Err(StoreError::Conflict)));
+    assert_eq!(published(store, &schema).await, (1, Some(kept.facts.id)), "the other schema keeps its own");
+    let listed = store.heads().await.expect("heads");
+    assert!(listed.iter().all(|(found, _)| *found != slot) && listed.iter().any(|(found, _)| *found == schema));
+    late.publish(store, &slot, Generation(2)).await.expect("it is made anew when it is asked for again");
+    late.assert_readable(store, &slot).await;
+
+    // A publisher and who retires what it replaces: one of them wins.
+    for over in [3, 5, 7, 9] {
+        let next = Draft::new(1, &[]);
+        next.put_packs(store, &slot).await;
+        let over = Generation(over);
+        let (retired, moved) = tokio::join!(store.retire(&slot, over), next.publish(store, &slot, over));
+        assert_ne!(retired.is_ok(), moved.is_ok(), "{retired:?} {moved:?}");
+        let current = moved.is_ok().then_some(next.facts.id);
+        assert_eq!(published(store, &slot).await, (over.next().0, current));
+        Draft::new(1, &[]).establish(store, &slot, over.next().0).await;
+    }
 }
 
 async fn a_dump_from_before_a_deletion_is_refused(store: &dyn SnapshotStore) {

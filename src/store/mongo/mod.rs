@@ -236,6 +236,11 @@ impl SnapshotStore for MongoStore {
         self.call(self.long(), async move |store| store.delete(&org).await).await
     }
 
+    async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError> {
+        let slot = slot.clone();
+        self.call(self.long(), async move |store| store.retire(&slot, over).await).await
+    }
+
     async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError> {
         let named = org.clone();
         let token = self.call(self.timeout, async move |store| store.leases.acquire(&named, owner, ttl).await).await?;

@@ -77,12 +77,21 @@ impl Collections {
     pub async fn delete(&self, org: &Org) -> Result<u64, StoreError> {
         let mut deleted = 0;
         for (slot, _) in self.heads.of_org(org).await? {
-            if let Some(facts) = self.heads.bury(&slot).await? {
+            if let Some(facts) = self.heads.bury(&slot, None).await?.flatten() {
                 deleted += 1;
                 self.expire_replaced(org, &facts, None).await;
             }
         }
         Ok(deleted)
+    }
+
+    /// Moves one slot from a generation to the next, which holds nothing.
+    pub async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError> {
+        let held = self.heads.bury(slot, Some(over)).await?.ok_or(StoreError::Conflict)?;
+        if let Some(facts) = held {
+            self.expire_replaced(&slot.org, &facts, None).await;
+        }
+        Ok(())
     }
 
     /// Marks what only a replaced snapshot needed.

@@ -193,6 +193,14 @@ impl SnapshotStore for BucketStore {
         Ok(deleted)
     }
 
+    async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError> {
+        let at = self.newest(slot).await?.map_or(Generation::NONE, |newest| newest.generation);
+        if at == over && heads::create(&*self.bucket, &paths::slot(slot), over.next(), None).await? {
+            return Ok(());
+        }
+        Err(StoreError::Conflict)
+    }
+
     async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError> {
         let token = self.leases(org).acquire(owner, ttl).await?;
         Ok(token.map(|token| Lease { org: org.clone(), owner, token }))

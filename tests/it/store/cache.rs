@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
+use headstart::metrics::CacheMetrics;
 use headstart::model::{Epoch, Generation, GroupSet, Org, SchemaHash, SnapshotId, SyncId};
 use headstart::snapshot::{FrameEntry, Manifest, PackBuilder, PackEntry, PackId};
 use headstart::store::{
@@ -76,6 +77,10 @@ impl SnapshotStore for Scripted {
         self.inner.delete(org).await
     }
 
+    async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError> {
+        self.inner.retire(slot, over).await
+    }
+
     async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError> {
         self.inner.acquire(org, owner, ttl).await
     }
@@ -102,7 +107,12 @@ fn slot() -> Slot {
 }
 
 fn cache(store: &Arc<Scripted>, limit_mib: u32) -> PackCache {
-    PackCache::new(store.clone(), &CacheSettings { limit_mib, room_wait_ms: 1000 }, Tasks::new())
+    PackCache::new(
+        store.clone(),
+        &CacheSettings { limit_mib, room_wait_ms: 1000 },
+        Tasks::new(),
+        CacheMetrics::default(),
+    )
 }
 
 /// Puts real packs of about this many bytes; they are published by nobody.
@@ -266,7 +276,7 @@ async fn manifests_are_decoded_once_checked_and_counted() {
 async fn memory_stays_within_the_limit_with_readers_of_any_pace() {
     let store = Arc::new(Scripted::new(1 << 20));
     let settings = CacheSettings { limit_mib: 4, room_wait_ms: 30_000 };
-    let cache = PackCache::new(store.clone(), &settings, Tasks::new());
+    let cache = PackCache::new(store.clone(), &settings, Tasks::new(), CacheMetrics::default());
     let entries = Arc::new(put_packs(&store, 40, MIB / 2).await);
     let served = Arc::new(AtomicU64::new(0));
     let readers = (0..16u32).map(|reader| {

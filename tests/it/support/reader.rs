@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use headstart::metrics::PoolMetrics;
 use headstart::model::{Catalog, Org, SyncGroup};
 use headstart::source::SourceError;
 use headstart::source::postgres::columns::{self, Layout};
@@ -58,7 +59,7 @@ pub fn pool(database: &Database, connections: u32) -> (Pool, Tasks) {
     let tasks = Tasks::new();
     let max_connections = NonZeroU32::new(connections).unwrap();
     let settings = PoolSettings { max_connections, acquire_timeout_ms: 2_000, ..PoolSettings::default() };
-    (Pool::new(Target::parse(&database.url()).unwrap(), settings, tasks.clone()), tasks)
+    (Pool::new(Target::parse(&database.url()).unwrap(), settings, tasks.clone(), PoolMetrics::default()), tasks)
 }
 
 /// The layout, or every fault.

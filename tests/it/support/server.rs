@@ -130,6 +130,19 @@ impl Server {
         }
     }
 
+    /// Its metrics now, as text.
+    pub async fn metrics(&self) -> String {
+        let answer = self.client.get(format!("{}/metrics", self.admin)).send().await.expect("the metrics");
+        answer.text().await.expect("a whole body")
+    }
+
+    /// One of its metrics now, by its name and labels; 0 while there is none.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = self.metrics().await;
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
     /// Waits until a dump of this process was published so many times.
     pub async fn until_published(&self, times: usize) {
         let published = || async { self.log().matches("a snapshot is published").count() >= times };
