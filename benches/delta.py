@@ -18,7 +18,7 @@ import machine
 
 CHANGES = 10_000
 # A stored bootstrap takes so little that several are counted together.
-BOOTSTRAPS = 10
+BOOTSTRAPS = 30
 DELTAS = 2
 
 
