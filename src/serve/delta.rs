@@ -216,8 +216,11 @@ impl Service {
     /// how much that is.
     ///
     /// The rule: an action costs as much as `delta.action_cost` rows of a snapshot, because its row is looked up and
-    /// encoded for this answer alone while a snapshot's rows leave as they are stored. Without a snapshot the bootstrap
-    /// would read all rows from the database, and catching up is never dearer.
+    /// encoded for this answer alone, while a snapshot's rows leave as they are stored. Measured by `make bench` (large
+    /// workspace, processor time of the service and PostgreSQL): 34 µs an action against 1.5 µs a row that is decoded,
+    /// 23 to 1, and 0.06 µs a row in zstd, where decoding is left to the client. The default takes the former: whoever
+    /// bootstraps decodes and applies every row. Without a snapshot the bootstrap would read all rows from the database,
+    /// and catching up is never dearer.
     async fn is_dearer(&self, caller: &Caller, schema: &Arc<Schema>, actions: usize) -> bool {
         if actions <= ALWAYS {
             return false;
