@@ -3,17 +3,22 @@
 # private PostgreSQL, in alternating rounds. Prints a table of medians and ratios.
 #
 #   ROUNDS=5 SECONDS_EACH=4 benches/write_cost.sh
+#   BINARY=path   a build to take the triggers of, instead of one of the present code
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/dev/machine.sh
-need_rust
 rounds=${ROUNDS:-5} seconds=${SECONDS_EACH:-4}
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/headstart-bench.XXXXXX")
 chmod 755 "$work"
 trap 'deploy/dev/postgres.sh remove "$work/postgres" || true; rm -rf "$work"' EXIT
 
-cargo build --quiet --release
+binary=${BINARY:-}
+if [ -z "$binary" ]; then
+    need_rust
+    cargo build --release --locked --bin headstart
+    binary=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)/release/headstart
+fi
 bin=$(deploy/dev/postgres.sh bin)
 port=$(deploy/dev/postgres.sh start "$work/postgres")
 url() { echo "postgres://postgres@127.0.0.1:$port/$1?sslmode=disable"; }
@@ -21,7 +26,7 @@ sql() { "$bin/psql" -qAtX -v ON_ERROR_STOP=1 "$(url "$1")" -c "$2"; }
 
 "$bin/createdb" -h 127.0.0.1 -p "$port" -U postgres plain
 export HEADSTART_CATALOG_PATH=config/catalog.toml HEADSTART_STORE_URL=memory: HEADSTART_AUTH_HS256_SECRET=not-used-but-long-enough-to-be-taken
-HEADSTART_POSTGRES_URL=$(url plain) target/release/headstart seed --scale medium >&2
+HEADSTART_POSTGRES_URL=$(url plain) "$binary" seed --scale medium >&2
 # An issue with 1,000 comments, and 10,000 comments to change at once.
 sql plain "
     CREATE TABLE bench_issue AS SELECT id, team_id, organization_id FROM issue ORDER BY id LIMIT 64;
@@ -36,7 +41,7 @@ sql plain "
     CHECKPOINT"
 # The seed migrates: the plain database is the one whose triggers are dropped.
 "$bin/createdb" -h 127.0.0.1 -p "$port" -U postgres -T plain logged
-HEADSTART_POSTGRES_URL=$(url logged) target/release/headstart migrate --apply >&2
+HEADSTART_POSTGRES_URL=$(url logged) "$binary" migrate --apply >&2
 sql plain "
     DO \$\$ DECLARE it record; BEGIN
       FOR it IN SELECT tgname, tgrelid::regclass AS tbl FROM pg_trigger WHERE tgname ILIKE 'headstart%' LOOP
