@@ -96,9 +96,9 @@ async fn check_replica(config: &Config, primary: &Pool, tasks: &Tasks, findings:
     let Ok(client) = primary.get().await else { return };
     let reached = async {
         replica.reach(&replica::position(&client).await?).await?.release();
-        Ok(())
+        Ok::<(), SourceError>(())
     };
-    if let Err::<(), SourceError>(error) = reached.await {
+    if let Err(error) = reached.await {
         let finding = Finding {
             severity: Severity::Warning,
             place: "postgres.replica_url".into(),
