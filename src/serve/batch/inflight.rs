@@ -144,7 +144,7 @@ impl InFlight {
         }
         self.note(&state);
         drop(state);
-        Some(Run { flight: self.clone(), org, column, loads: keys, stop: fate.stop.clone() })
+        Some(Run { flight: self.clone(), org, column, loads: keys, stop: fate.stop.clone(), fate })
     }
 
     /// Keys in flight, those that wait and those that are being read.
@@ -233,9 +233,28 @@ pub struct Run {
     pub loads: Vec<Arc<Load>>,
     /// Cancelled when nobody waits any more.
     pub stop: CancellationToken,
+    fate: Arc<Fate>,
 }
 
 impl Run {
+    /// Takes along what has come since, up to `most` keys in all. To be called before [`Self::send`].
+    pub fn fill(&mut self, most: usize) {
+        let mut state = self.flight.lock();
+        // A statement that is being stopped would take them along.
+        if self.fate.wanted.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let more = state.queue.more(&self.org, self.column, most.saturating_sub(self.loads.len()));
+        for load in &more {
+            // Nobody else sets it: the load has just left the queue.
+            let _ = load.run.set(self.fate.clone());
+        }
+        self.fate.wanted.fetch_add(more.len(), Ordering::Relaxed);
+        self.flight.note(&state);
+        drop(state);
+        self.loads.extend(more);
+    }
+
     /// From now on nobody may join who needs more than what is read at `taken`, or at `known` if that is later. Gives
     /// the later one. To be called before the statement is sent.
     pub fn send(&self, taken: Watermark, known: impl FnOnce() -> Option<Watermark>) -> Watermark {

@@ -316,6 +316,8 @@ impl Shared {
             Ok(taken) => taken,
             Err(error) => return self.fail(&mut run, error.into()),
         };
+        // Taking the watermark is several round trips: whoever came meanwhile shares the statement.
+        run.fill(self.settings.statement_keys);
         let watermark = run.send(taken, || self.marks.known());
         let mut parts = vec![run.loads.clone()];
         while let Some(mut part) = parts.pop() {

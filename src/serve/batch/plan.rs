@@ -97,13 +97,33 @@ impl<T> Queue<T> {
         if keys.is_empty() {
             waiting.columns.remove(place);
         }
-        waiting.count -= 1;
-        self.waiting -= 1;
+        self.left(org, 1);
+        Some(removed)
+    }
+
+    /// At most so many more keys for a statement that was taken and is not sent yet. It is no turn of the org.
+    pub fn more(&mut self, org: &Org, column: Column, most: usize) -> Vec<T> {
+        let Some(waiting) = self.orgs.get_mut(org) else { return Vec::new() };
+        let Some(place) = waiting.columns.iter().position(|(known, _)| *known == column) else { return Vec::new() };
+        let keys = &mut waiting.columns[place].1;
+        let rest = keys.keys().nth(most).copied().map(|first| keys.split_off(&first)).unwrap_or_default();
+        let more = std::mem::replace(keys, rest);
+        if keys.is_empty() {
+            waiting.columns.remove(place);
+        }
+        self.left(org, more.len());
+        more.into_values().collect()
+    }
+
+    /// So many keys of an org wait no longer, though it was not its turn.
+    fn left(&mut self, org: &Org, count: usize) {
+        self.waiting -= count;
+        let Some(waiting) = self.orgs.get_mut(org) else { return };
+        waiting.count -= count;
         if waiting.count == 0 {
             self.orgs.remove(org);
             self.turns.retain(|turn| turn != org);
         }
-        Some(removed)
     }
 
     /// The next statement, of at most `most` keys, when `places` may be under way at once. It counts as under way until
@@ -184,6 +204,24 @@ mod tests {
         let mut queue = Queue::default();
         queue.push(&org("a"), IDS, 0, 0);
         assert!(next(&mut queue, 1).is_some());
+    }
+
+    #[test]
+    fn what_comes_before_a_statement_is_sent_goes_along() {
+        let mut queue = Queue::default();
+        queue.push(&org("a"), KEYS, 0, 0);
+        assert_eq!(next(&mut queue, 2), Some(("a".into(), vec![0])));
+        assert_eq!(queue.more(&org("a"), KEYS, 9), [0; 0]);
+        (1..5).for_each(|key| queue.push(&org("a"), KEYS, key, key));
+        queue.push(&org("a"), IDS, 5, 5);
+        queue.push(&org("b"), KEYS, 6, 6);
+        assert_eq!(queue.more(&org("a"), KEYS, 0), [0; 0]);
+        assert_eq!(queue.more(&org("a"), KEYS, 3), [1, 2, 3]);
+        assert_eq!(queue.more(&org("a"), KEYS, 3), [4]);
+        assert_eq!((queue.waiting(), queue.running()), (2, 1), "another column and another org wait for their turns");
+        assert_eq!(queue.more(&org("a"), IDS, 3), [5]);
+        assert_eq!(next(&mut queue, 3), Some(("b".into(), vec![6])));
+        assert!(queue.orgs.is_empty() && queue.turns.is_empty() && queue.waiting() == 0);
     }
 
     #[test]
