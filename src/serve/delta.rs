@@ -13,9 +13,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_stream::try_stream;
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -97,13 +97,16 @@ impl CatchUp {
         self.actions.is_empty()
     }
 
-    /// The lines, oldest first, in pieces. An error is the last item.
+    /// The lines, oldest first, in pieces. Nothing is right after an error.
     pub fn lines(self) -> BoxStream<'static, Result<Bytes, ServeError>> {
-        Box::pin(try_stream! {
-            for actions in self.actions.chunks(PIECE_ACTIONS) {
-                yield self.piece(actions).await?;
-            }
-        })
+        let len = self.actions.len();
+        let all = Arc::new(self);
+        stream::iter((0..len).step_by(PIECE_ACTIONS))
+            .then(move |from| {
+                let all = all.clone();
+                async move { all.piece(&all.actions[from..len.min(from + PIECE_ACTIONS)]).await }
+            })
+            .boxed()
     }
 
     async fn piece(&self, actions: &[Action]) -> Result<Bytes, ServeError> {
