@@ -64,6 +64,9 @@ pub struct Client {
     pub user: &'static str,
     token: String,
     rows: Rows,
+    /// The groups that each row was seen by when its own line came. A parent that moves later brings lines for all that
+    /// stands below it.
+    seen_by: BTreeMap<Key, BTreeSet<String>>,
     /// The sync id of the last action that was applied to an object, gone ones included.
     applied: BTreeMap<Key, u64>,
     groups: BTreeSet<String>,
@@ -101,6 +104,7 @@ impl Client {
             user,
             token,
             rows: Rows::new(),
+            seen_by: BTreeMap::new(),
             applied: BTreeMap::new(),
             groups: BTreeSet::new(),
             epoch: String::new(),
@@ -253,41 +257,42 @@ impl Client {
         self.groups = groups;
         if left {
             self.tally.left += 1;
-            let kept = self.rows.iter().filter(|(_, row)| self.sees(row)).map(|(key, row)| (key.clone(), row.clone()));
-            self.rows = kept.collect();
+            let (seen_by, groups) = (&self.seen_by, &self.groups);
+            self.rows.retain(|key, _| seen_by.get(key).is_some_and(|seen_by| !seen_by.is_disjoint(groups)));
         }
     }
 
-    /// Whether a row is the client's, by what the client has.
-    fn sees(&self, row: &Value) -> bool {
+    /// The groups of a row, by what the client has.
+    fn groups_of(&self, row: &Value) -> BTreeSet<String> {
         let above = |class: &str, id: &Value| {
-            let id = id.as_str().unwrap_or_default();
-            self.rows.get(&(class.to_owned(), id.to_owned()))
+            let key = (class.to_owned(), id.as_str().unwrap_or_default().to_owned());
+            self.seen_by.get(&key).cloned().unwrap_or_default()
         };
-        let issue = match row["__class"].as_str() {
-            Some("Reaction") => {
-                above("Comment", &row["commentId"]).and_then(|comment| above("Issue", &comment["issueId"]))
-            }
+        match row["__class"].as_str() {
+            Some("Reaction") => above("Comment", &row["commentId"]),
             Some("Comment") => above("Issue", &row["issueId"]),
-            _ => Some(row),
-        };
-        issue.is_some_and(|issue| {
-            let team = issue["team"].as_str().map(|team| format!("team:{team}"));
-            let watchers = issue["watchers"].as_array().into_iter().flatten();
-            let watchers = watchers.map(|user| format!("user:{}", user.as_str().unwrap_or_default()));
-            team.into_iter().chain(watchers).any(|group| self.groups.contains(&group))
-        })
+            _ => {
+                let team = row["team"].as_str().map(|team| format!("team:{team}"));
+                let watchers = row["watchers"].as_array().into_iter().flatten();
+                let watchers = watchers.map(|user| format!("user:{}", user.as_str().unwrap_or_default()));
+                team.into_iter().chain(watchers).collect()
+            }
+        }
     }
 
     fn apply(&mut self, answer: &Answer) {
         let at = answer.at();
+        // Parents before what stands below them.
+        let mut came: BTreeSet<(usize, Key)> = BTreeSet::new();
+        let place = |class: &str| ["Issue", "Comment", "Reaction"].iter().position(|known| *known == class);
         for line in &answer.lines {
             let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
             if line["__class"] != "SyncAction" {
                 let key = (text("__class"), text("id"));
                 // A row never replaces or revives an object whose last applied action is above the answer's sync id.
                 if self.applied.get(&key).is_none_or(|applied| *applied <= at) {
-                    self.rows.insert(key, line.clone());
+                    self.rows.insert(key.clone(), line.clone());
+                    came.insert((place(&key.0).expect("a class"), key));
                 }
                 continue;
             }
@@ -299,7 +304,14 @@ impl Client {
                 Some("G") => continue,
                 other => panic!("{other:?}"),
             }
-            self.applied.insert(key, line["id"].as_u64().expect("a sync id"));
+            self.applied.insert(key.clone(), line["id"].as_u64().expect("a sync id"));
+            came.insert((place(&key.0).expect("a class"), key));
+        }
+        for (_, key) in came {
+            if let Some(row) = self.rows.get(&key) {
+                let groups = self.groups_of(row);
+                self.seen_by.insert(key, groups);
+            }
         }
     }
 
