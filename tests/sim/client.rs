@@ -64,9 +64,6 @@ pub struct Client {
     pub user: &'static str,
     token: String,
     rows: Rows,
-    /// The groups that each row was seen by when its own line came. A parent that moves later brings lines for all that
-    /// stands below it.
-    seen_by: BTreeMap<Key, BTreeSet<String>>,
     /// The sync id of the last action that was applied to an object, gone ones included.
     applied: BTreeMap<Key, u64>,
     groups: BTreeSet<String>,
@@ -104,7 +101,6 @@ impl Client {
             user,
             token,
             rows: Rows::new(),
-            seen_by: BTreeMap::new(),
             applied: BTreeMap::new(),
             groups: BTreeSet::new(),
             epoch: String::new(),
@@ -133,8 +129,14 @@ impl Client {
     }
 
     /// Catches up with everything, and applies what came late.
-    pub async fn catch_up(&mut self, server: &Server) {
-        while !self.delta(server).await {}
+    pub async fn catch_up(&mut self, server: &Server, dice: &mut Dice) {
+        loop {
+            if !self.is_born() {
+                self.bootstrap(server, dice).await;
+            } else if self.delta(server).await {
+                break;
+            }
+        }
         self.apply_late();
     }
 
@@ -224,75 +226,50 @@ impl Client {
         settled
     }
 
-    /// Applies an answer. Any difference between the lists is a leave or a join. What is only the left groups' goes
-    /// before the lines come, by what the rows were until now: what has moved on into other groups is among the lines.
+    /// Applies an answer. Any difference between the lists is a leave or a join. Whoever leaves begins anew, which is
+    /// always allowed; whoever joins loads the group.
     async fn take(&mut self, server: &Server, answer: &Answer) {
         let groups = answer.groups();
-        let joined: Vec<String> = groups.difference(&self.groups).cloned().collect();
-        self.leave(groups);
-        self.apply(answer);
-        for group in joined {
-            loop {
-                let path = format!("/sync/bootstrap?type=partial&syncGroups={group}&firstSyncId={}", self.cursor);
-                let request = server.get(&path, &self.token).header(ACCEPT_ENCODING, "identity");
-                let response = request.send().await.expect("the service answers");
-                if response.status() == StatusCode::FORBIDDEN {
-                    // Left again: the next answer's list would say so.
-                    let without = self.groups.iter().filter(|held| **held != group).cloned().collect();
-                    self.leave(without);
-                    break;
-                }
-                if let Some(answer) = self.read(response).await {
-                    self.tally.joined += 1;
-                    self.apply(&answer);
-                    break;
-                }
-            }
-        }
-    }
-
-    fn leave(&mut self, groups: BTreeSet<String>) {
-        self.moves += u64::from(self.groups != groups);
+        let mut joined: Vec<String> = groups.difference(&self.groups).cloned().collect();
         let left = self.groups.difference(&groups).next().is_some();
+        self.moves += u64::from(self.groups != groups);
         self.groups = groups;
+        self.apply(answer);
+        while let Some(group) = joined.last().filter(|_| !left) {
+            let path = format!("/sync/bootstrap?type=partial&syncGroups={group}&firstSyncId={}", self.cursor);
+            let request = server.get(&path, &self.token).header(ACCEPT_ENCODING, "identity");
+            let response = request.send().await.expect("the service answers");
+            if response.status() == StatusCode::FORBIDDEN {
+                // Left again.
+                return self.begin_anew();
+            }
+            if let Some(answer) = self.read(response).await {
+                self.tally.joined += 1;
+                self.apply(&answer);
+                joined.pop();
+            }
+        }
         if left {
-            self.tally.left += 1;
-            let (seen_by, groups) = (&self.seen_by, &self.groups);
-            self.rows.retain(|key, _| seen_by.get(key).is_some_and(|seen_by| !seen_by.is_disjoint(groups)));
+            self.begin_anew();
         }
     }
 
-    /// The groups of a row, by what the client has.
-    fn groups_of(&self, row: &Value) -> BTreeSet<String> {
-        let above = |class: &str, id: &Value| {
-            let key = (class.to_owned(), id.as_str().unwrap_or_default().to_owned());
-            self.seen_by.get(&key).cloned().unwrap_or_default()
-        };
-        match row["__class"].as_str() {
-            Some("Reaction") => above("Comment", &row["commentId"]),
-            Some("Comment") => above("Issue", &row["issueId"]),
-            _ => {
-                let team = row["team"].as_str().map(|team| format!("team:{team}"));
-                let watchers = row["watchers"].as_array().into_iter().flatten();
-                let watchers = watchers.map(|user| format!("user:{}", user.as_str().unwrap_or_default()));
-                team.into_iter().chain(watchers).collect()
-            }
-        }
+    /// Forgets everything: the next thing to do is a bootstrap.
+    fn begin_anew(&mut self) {
+        self.tally.left += 1;
+        self.cursor = 0;
+        self.rows.clear();
     }
 
     fn apply(&mut self, answer: &Answer) {
         let at = answer.at();
-        // Parents before what stands below them.
-        let mut came: BTreeSet<(usize, Key)> = BTreeSet::new();
-        let place = |class: &str| ["Issue", "Comment", "Reaction"].iter().position(|known| *known == class);
         for line in &answer.lines {
             let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
             if line["__class"] != "SyncAction" {
                 let key = (text("__class"), text("id"));
                 // A row never replaces or revives an object whose last applied action is above the answer's sync id.
                 if self.applied.get(&key).is_none_or(|applied| *applied <= at) {
-                    self.rows.insert(key.clone(), line.clone());
-                    came.insert((place(&key.0).expect("a class"), key));
+                    self.rows.insert(key, line.clone());
                 }
                 continue;
             }
@@ -304,14 +281,7 @@ impl Client {
                 Some("G") => continue,
                 other => panic!("{other:?}"),
             }
-            self.applied.insert(key.clone(), line["id"].as_u64().expect("a sync id"));
-            came.insert((place(&key.0).expect("a class"), key));
-        }
-        for (_, key) in came {
-            if let Some(row) = self.rows.get(&key) {
-                let groups = self.groups_of(row);
-                self.seen_by.insert(key, groups);
-            }
+            self.applied.insert(key, line["id"].as_u64().expect("a sync id"));
         }
     }
 

@@ -3,7 +3,7 @@
 //! The real service over a real PostgreSQL, writers that do everything that goes wrong elsewhere, and clients that follow
 //! the rules of the API and nothing more. After every round each client's rows must be what SQL says they may see.
 //!
-//! `HEADSTART_TEST_SECONDS` says for how long (default 30), `HEADSTART_TEST_SEED` replays the choices of a run.
+//! `HEADSTART_TEST_SECONDS` says for how long (default 15), `HEADSTART_TEST_SEED` replays the choices of a run.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -37,7 +37,7 @@ const CLIENTS: u64 = 12;
 async fn bootstrap_then_deltas_equals_the_database() {
     let mut dice = Dice::seeded();
     println!("seed {}", dice.seed());
-    let seconds = std::env::var("HEADSTART_TEST_SECONDS").map_or(30, |text| text.parse().expect("a number"));
+    let seconds = std::env::var("HEADSTART_TEST_SECONDS").map_or(15, |text| text.parse().expect("a number"));
     let until = Instant::now() + Duration::from_secs(seconds);
 
     let database = Database::create().await;
@@ -101,7 +101,7 @@ async fn bootstrap_then_deltas_equals_the_database() {
             if !client.is_born() || dice.below(4) == 0 {
                 continue;
             }
-            client.catch_up(&server).await;
+            client.catch_up(&server, &mut dice).await;
             let expected = workspace::visible(&observer, client.org, client.user).await;
             client.compare(&expected).unwrap_or_else(|fault| {
                 panic!("seed {}, round {rounds}, database {:?}: {fault}", dice.seed(), database.config().get_dbname())
