@@ -170,7 +170,10 @@ async fn every_client_ends_with_what_it_may_see_without_foreign_keys() {
     sing(&tracker::loose_tables(), Manner::Free).await;
 }
 
+/// Not never: where PostgreSQL loses a child's lock on its parent (see races.rs), the mark that it leaves and the mover's
+/// lock may wait for each other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writers_of_single_rows_do_not_deadlock() {
-    assert_eq!(sing(tracker::TABLES, Manner::Plain).await.deadlocks, 0);
+async fn writers_of_single_rows_hardly_ever_deadlock() {
+    let tally = sing(tracker::TABLES, Manner::Plain).await;
+    assert!(tally.deadlocks * 50 <= tally.committed + tally.rolled_back, "{tally:?}");
 }
