@@ -115,7 +115,7 @@ async fn write(client: &Client, dice: &mut Dice, manner: Manner, tally: &mut Tal
 async fn sing(tables: &str, manner: Manner) -> Tally {
     let dice = Dice::seeded();
     println!("seed {}", dice.seed());
-    let rounds = std::env::var("HEADSTART_TEST_ROUNDS").map_or(12, |rounds| rounds.parse().expect("a number"));
+    let rounds = std::env::var("HEADSTART_TEST_ROUNDS").map_or(8, |rounds| rounds.parse().expect("a number"));
     let (database, observer) = tracker::with(tables, tracker::CATALOG).await;
     let log = Log::find(&observer, tracker::catalog(tracker::CATALOG).log()).await.unwrap();
     let mut audience = Audience::new(&["x".into(), "y".into()], &["team:a", "team:b", "team:c", "user:k", "user:l"]);

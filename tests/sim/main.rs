@@ -3,7 +3,7 @@
 //! The real service over a real PostgreSQL, writers that do everything that goes wrong elsewhere, and clients that follow
 //! the rules of the API and nothing more. After every round each client's rows must be what SQL says they may see.
 //!
-//! `HEADSTART_TEST_SECONDS` says for how long (default 15), `HEADSTART_TEST_SEED` replays the choices of a run.
+//! `HEADSTART_TEST_SECONDS` says for how long (default 10), `HEADSTART_TEST_SEED` replays the choices of a run.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -37,7 +37,7 @@ const CLIENTS: u64 = 12;
 async fn bootstrap_then_deltas_equals_the_database() {
     let mut dice = Dice::seeded();
     println!("seed {}", dice.seed());
-    let seconds = std::env::var("HEADSTART_TEST_SECONDS").map_or(15, |text| text.parse().expect("a number"));
+    let seconds = std::env::var("HEADSTART_TEST_SECONDS").map_or(10, |text| text.parse().expect("a number"));
     let until = Instant::now() + Duration::from_secs(seconds);
 
     let database = Database::create().await;
