@@ -14,7 +14,6 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::http::Http;
 use crate::http::body::until;
-use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
 use crate::http::identity;
 use crate::http::lines::{Head, encode};
@@ -32,7 +31,7 @@ pub async fn batch(
     body: Body,
 ) -> Result<Response, HttpError> {
     let claims = identity::identify(&headers, &http.keys)?;
-    let encoding = Encoding::negotiate(&headers, http.settings.zstd).ok_or(HttpError::NotAcceptable)?;
+    let encoding = http.encoding(&headers)?;
     let settings = http.service.batches();
     let query = read(&headers, body, settings, request.started()).await?;
     let answer = http.service.batch(&claims, &query).await?;
@@ -48,7 +47,7 @@ pub async fn batch(
         started: request.started(),
     };
     head.write(response.headers_mut());
-    let limit = Duration::from_secs(http.settings.answer_deadline_s);
+    let limit = http.answer_limit();
     let bytes = until(request.started() + limit, limit, encode(answer.pieces(), encoding));
     *response.body_mut() = Body::from_stream(bytes);
     Ok(response)

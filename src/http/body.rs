@@ -27,13 +27,11 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
 
 use crate::http::encoding::Encoding;
+use crate::http::lines::{LEVEL, framed};
 use crate::serve::delta::CatchUp;
 use crate::serve::{Facts, Part, ServeError, SliceLen, Stored};
 use crate::snapshot::frame::{self, Compressor, FrameError, TARGET_RAW};
 use crate::task;
-
-/// Lines made for one answer alone: what a level saves in bytes, it costs in time.
-const TAIL_LEVEL: i32 = 1;
 
 /// Sync actions of up to so many bytes are read before the head of an answer is sent.
 const READ_AHEAD: usize = 256 << 10;
@@ -79,7 +77,10 @@ impl Measured {
     /// # Errors
     /// When zstd can't make the last frame.
     pub fn new(stored: Arc<dyn Stored>, tail: Vec<u8>, encoding: Encoding) -> Result<Self, FrameError> {
-        let trailer = encode(tail.into(), encoding)?;
+        let trailer: Bytes = match encoding {
+            Encoding::Zstd => Compressor::new(LEVEL)?.compress(&tail)?.into(),
+            Encoding::Gzip | Encoding::Identity => tail.into(),
+        };
         let rows: u64 = stored.slices().iter().map(|slice| sent(slice, encoding)).sum();
         Ok(Self { len: rows + trailer.len() as u64, stored, encoding, trailer })
     }
@@ -249,21 +250,15 @@ impl Tail {
         self.rest.is_none().then(|| [&*self.ready, &line].concat())
     }
 
-    /// The lines, as they are sent.
+    /// The lines, as they are sent; for gzip they are plain until the stream is gzipped.
     pub fn bytes(self, rows: Vec<u64>, encoding: Encoding) -> ByteStream {
         let Self { facts, count, ready, rest } = self;
-        Box::pin(try_stream! {
-            let last = facts.trailer(&rows, count);
-            let Some(mut rest) = rest else {
-                yield encode([ready, last].concat().into(), encoding)?;
-                return;
-            };
-            yield encode(ready.into(), encoding)?;
-            while let Some(piece) = rest.next().await {
-                yield encode(piece?, encoding)?;
-            }
-            yield encode(last.into(), encoding)?;
-        })
+        let last = facts.trailer(&rows, count);
+        let pieces = match rest {
+            None => stream::iter([Ok([ready, last].concat().into())]).boxed(),
+            Some(rest) => stream::iter([Ok(ready.into())]).chain(rest).chain(stream::iter([Ok(last.into())])).boxed(),
+        };
+        framed(pieces, encoding)
     }
 }
 
@@ -297,14 +292,6 @@ pub fn until(deadline: Instant, limit: Duration, mut bytes: ByteStream) -> ByteS
             yield piece?;
         }
     })
-}
-
-/// Lines as they are sent; for gzip they are plain until the stream is gzipped.
-fn encode(lines: Bytes, encoding: Encoding) -> Result<Bytes, FrameError> {
-    match encoding {
-        Encoding::Zstd => Ok(Compressor::new(TAIL_LEVEL)?.compress(&lines)?.into()),
-        Encoding::Gzip | Encoding::Identity => Ok(lines),
-    }
 }
 
 /// Takes whole frames off the front of a slice: as many as decode to about 1 MiB, at least one. `None` at its end.

@@ -17,7 +17,7 @@ use crate::http::Http;
 use crate::http::body::{ByteStream, Exact, Measured, Tail, follow, gzip, unmeasured, until};
 use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
-use crate::http::lines::Head;
+use crate::http::lines::{Head, text};
 use crate::http::range::{Conditions, Etag, Portion};
 use crate::http::request::RequestContext;
 use crate::model::{BootstrapQuery, Caller, QueryError};
@@ -177,11 +177,6 @@ impl Delivery {
     fn bounded(&self, bytes: ByteStream) -> ByteStream {
         until(self.deadline(), self.limit, bytes)
     }
-}
-
-/// A header's value made of digits, hex and punctuation.
-fn text(value: &str) -> HeaderValue {
-    HeaderValue::from_str(value).expect("ids, hashes and numbers can stand in a header")
 }
 
 /// Reads a query string as forms and `URLSearchParams` write it: names and values.

@@ -25,7 +25,7 @@ const SCHEMA_HASH: HeaderName = HeaderName::from_static("x-schema-hash");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Level 1: frames are made anew for every client, on our processors.
-const LEVEL: i32 = 1;
+pub(super) const LEVEL: i32 = 1;
 
 /// Pieces up to this many bytes are compressed in place: handing them to another thread would take longer.
 const SMALL: usize = 32 << 10;
@@ -61,16 +61,23 @@ impl Head<'_> {
 }
 
 /// A header's value made of digits, hex and punctuation.
-fn text(value: &str) -> HeaderValue {
-    HeaderValue::from_str(value).expect("hashes and numbers can stand in a header")
+pub(super) fn text(value: &str) -> HeaderValue {
+    HeaderValue::from_str(value).expect("ids, hashes and numbers can stand in a header")
 }
 
 /// Encodes pieces of lines. An error ends them and breaks the connection.
 pub fn encode(pieces: BoxStream<'static, Result<Bytes, ServeError>>, encoding: Encoding) -> ByteStream {
     match encoding {
-        Encoding::Identity => pieces.map_err(BodyError::from).boxed(),
-        Encoding::Gzip => gzip(pieces.map_err(BodyError::from).boxed()),
+        Encoding::Gzip => gzip(framed(pieces, encoding)),
+        _ => framed(pieces, encoding),
+    }
+}
+
+/// The same without gzip, for what is gzipped with all that comes before it.
+pub(super) fn framed(pieces: BoxStream<'static, Result<Bytes, ServeError>>, encoding: Encoding) -> ByteStream {
+    match encoding {
         Encoding::Zstd => zstd(pieces),
+        Encoding::Gzip | Encoding::Identity => pieces.map_err(BodyError::from).boxed(),
     }
 }
 

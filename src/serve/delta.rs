@@ -23,6 +23,7 @@ use crate::metrics::Counter;
 use crate::model::{Caller, DeltaQuery, Grants, Letter, Org, Schema, SyncGroup, SyncId};
 use crate::serve::batch::{Ask, Loaded, Loader};
 use crate::serve::{Answer, Content, Facts, ServeError, Service};
+use crate::snapshot::select;
 use crate::source::{Action, ActionRange, By, Object, SourceError};
 use crate::store::Slot;
 use crate::wire::action;
@@ -232,10 +233,7 @@ impl Service {
         let Ok(look) = self.freshness().recent(&slot, self.settings().freshness()).await else { return false };
         let Some(current) = &look.head.current else { return false };
         let Ok(manifest) = self.cache().manifest(&slot, current.facts.id).await else { return false };
-        let rows: u64 = (manifest.frames.iter())
-            .filter(|frame| caller.grants.sees(&manifest.sets[frame.set as usize]))
-            .map(|frame| u64::from(frame.rows))
-            .sum();
+        let rows: u64 = select(&manifest, &caller.grants, |_| true).rows.iter().sum();
         actions as u64 * self.shared.settings.delta.action_cost > rows
     }
 

@@ -1,21 +1,16 @@
 //! The watermark a load is read at: taken before its statement is sent, so that the answer may say it.
 //!
-//! A watermark that was true once stays true for as long as its epoch lasts. So while an open writer holds the probe back, a
-//! load goes on with the last one that is known, if the database is still in that epoch.
+//! How long open writers may hold it back is the source's matter. Here the highest one is remembered, so that a caller
+//! whose sync id was reached before need not ask.
 
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::model::{SyncId, Watermark};
 use crate::serve::batch::LoadError;
 use crate::source::{Source, SourceError};
-
-/// How long a load waits for a probe before it goes on with what is known. A probe that nobody holds back takes a few
-/// milliseconds.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How often the watermark is looked at while a load waits for it.
 const POLL: Duration = Duration::from_millis(20);
@@ -37,21 +32,7 @@ impl Marks {
     /// # Errors
     /// The source's.
     pub async fn take(&self) -> Result<Watermark, SourceError> {
-        let Some(known) = self.known() else { return Ok(self.remember(self.source.watermark().await?)) };
-        let mut probe = pin!(self.source.watermark());
-        let held = match timeout(PATIENCE, probe.as_mut()).await {
-            Ok(Ok(watermark)) => return Ok(self.remember(watermark)),
-            Ok(Err(held @ SourceError::Held { .. })) => Some(held),
-            Ok(Err(error)) => return Err(error),
-            Err(_) => None,
-        };
-        if self.source.epoch().await? == known.epoch {
-            return Ok(known);
-        }
-        match held {
-            Some(held) => Err(held),
-            None => Ok(self.remember(probe.await?)),
-        }
+        Ok(self.remember(self.source.watermark().await?))
     }
 
     /// Waits until the watermark is at `needed`, for at most `wait`.
