@@ -1,8 +1,6 @@
 //! Batches through the doors a user uses: the real binary and HTTP, against what SQL says, while PostgreSQL itself counts
 //! the statements.
 
-use std::io::Read as _;
-
 use futures_util::future::join_all;
 use reqwest::header::ACCEPT_ENCODING;
 use reqwest::{Response, StatusCode};
@@ -12,7 +10,7 @@ use tokio_postgres::Client;
 use crate::support::dice::Dice;
 use crate::support::postgres::{Database, wait_for};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::server::{Server, Setup};
+use crate::support::server::{Server, Setup, decode};
 use crate::support::studio::{self, Lines, parse, visible};
 
 /// The studio's catalog with more keys, one of them of an array, and one model that only batches give.
@@ -25,13 +23,8 @@ fn catalog() -> String {
 }
 
 async fn studio(scale: i32) -> (Database, Client, Setup) {
-    let database = Database::create().await;
-    let client = database.connect().await;
+    let (database, client, setup) = studio::with_log(scale, &catalog()).await;
     client.batch_execute("CREATE EXTENSION pg_stat_statements").await.unwrap();
-    client.batch_execute(studio::TABLES).await.unwrap();
-    studio::fill(&client, scale).await;
-    let setup = Setup::new(&database.url(), &catalog());
-    setup.must(&["migrate", "--apply"]);
     (database, client, setup)
 }
 
@@ -58,13 +51,7 @@ async fn ask(server: &Server, token: &str, requests: &[Value], encoding: &str) -
     let body = answer.bytes().await.unwrap();
     assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
     assert_eq!(sent, encoding);
-    let mut raw = Vec::new();
-    match encoding {
-        "zstd" => zstd::stream::copy_decode(&body[..], &mut raw).unwrap(),
-        "gzip" => drop(flate2::read::GzDecoder::new(&body[..]).read_to_end(&mut raw).unwrap()),
-        _ => raw.extend_from_slice(&body),
-    }
-    parse(&raw)
+    parse(&decode(encoding, &body))
 }
 
 async fn problem(server: &Server, token: &str, body: impl ToString) -> (StatusCode, Value) {
@@ -111,15 +98,7 @@ async fn every_answer_is_what_sql_says() {
     };
     let projects = texts("SELECT id::text FROM studio.\"Project\"").await;
     let tasks = texts("SELECT id::text FROM studio.task").await;
-    for (org, person, groups) in [
-        (7, "ann", None),
-        (7, "bob", None),
-        (8, "ann", None),
-        (7, "nobody-knows", None),
-        (7, "x", Some("circle:3")),
-        (8, "ann", Some("circle:1,circle:2,user:bob")),
-        (9, "ann", None),
-    ] {
+    for (org, person, groups) in studio::CALLERS {
         let token = setup.token(&org.to_string(), person, groups);
         let list: Option<Vec<&str>> = groups.map(|groups| groups.split(',').collect());
         let seen = visible(&client, org, person, list.as_deref(), MODELS).await;

@@ -1,7 +1,6 @@
 //! The main job through the doors a user uses: the real binary, a database that is not the demonstration's, HTTP.
 //! PostgreSQL's own `row_to_json` says what the answers must be.
 
-use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 
 use futures_util::future::join_all;
@@ -12,22 +11,15 @@ use tokio_postgres::Client;
 use crate::support::postgres::Database;
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::required;
-use crate::support::server::{Server, Setup};
+use crate::support::server::{Server, Setup, decode};
 use crate::support::studio::{self, Lines, parse, visible};
 
 /// Models a full bootstrap brings.
 const FULL: &[&str] = &["Workspace", "Project", "Task", "Star"];
 const ALL: &[&str] = &["Workspace", "Project", "Task", "Star", "Note"];
 
-/// A filled studio with its log and triggers, and a setup that serves it from a folder.
 async fn studio(scale: i32) -> (Database, Client, Setup) {
-    let database = Database::create().await;
-    let client = database.connect().await;
-    client.batch_execute(studio::TABLES).await.unwrap();
-    studio::fill(&client, scale).await;
-    let setup = Setup::new(&database.url(), studio::CATALOG);
-    setup.must(&["migrate", "--apply"]);
-    (database, client, setup)
+    studio::with_log(scale, studio::CATALOG).await
 }
 
 /// A whole answer in one encoding: its lines, metadata and headers.
@@ -42,27 +34,9 @@ async fn fetch(server: &Server, path: &str, token: &str, encoding: &str) -> (Lin
     (lines, metadata, headers)
 }
 
-fn decode(encoding: &str, body: &[u8]) -> Vec<u8> {
-    let mut raw = Vec::new();
-    match encoding {
-        "zstd" => zstd::stream::copy_decode(body, &mut raw).unwrap(),
-        "gzip" => drop(flate2::read::GzDecoder::new(body).read_to_end(&mut raw).unwrap()),
-        _ => raw.extend_from_slice(body),
-    }
-    raw
-}
-
 /// Every user, every kind of request, every encoding, against SQL.
 async fn compare(server: &Server, setup: &Setup, client: &Client, method: Option<&str>) {
-    for (org, person, groups) in [
-        (7, "ann", None),
-        (7, "bob", None),
-        (8, "ann", None),
-        (7, "nobody-knows", None),
-        (7, "x", Some("circle:3")),
-        (8, "ann", Some("circle:1,circle:2,user:bob")),
-        (9, "ann", None),
-    ] {
+    for (org, person, groups) in studio::CALLERS {
         let token = setup.token(&org.to_string(), person, groups);
         let list: Option<Vec<&str>> = groups.map(|groups| groups.split(',').collect());
         let expect = async |models| visible(client, org, person, list.as_deref(), models).await;

@@ -7,15 +7,8 @@ use crate::support::postgres::Database;
 use crate::support::server::{Server, Setup};
 use crate::support::studio::{self, visible};
 
-/// A filled studio with its log and triggers, and a setup that serves it.
 async fn studio() -> (Database, Client, Setup) {
-    let database = Database::create().await;
-    let client = database.connect().await;
-    client.batch_execute(studio::TABLES).await.unwrap();
-    studio::fill(&client, 5).await;
-    let setup = Setup::new(&database.url(), studio::CATALOG);
-    setup.must(&["migrate", "--apply"]);
-    (database, client, setup)
+    studio::with_log(5, studio::CATALOG).await
 }
 
 /// An answer's lines in their order, and its metadata.

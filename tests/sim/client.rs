@@ -1,63 +1,19 @@
 //! A client that follows the rules of the API and nothing more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read as _;
-use std::ops::AddAssign;
 
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_TYPE};
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::dice::Dice;
-use crate::support::server::Server;
+use crate::support::server::{Server, decode};
 use crate::workspace::Rows;
 
 type Key = (String, String);
 
-/// What was done, for the end of the test to see that all of it was.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
-    pub snapshots: u64,
-    pub live: u64,
-    pub deltas: u64,
-    pub actions: u64,
-    pub resyncs: u64,
-    pub held: u64,
-    pub joined: u64,
-    pub left: u64,
-    pub late: u64,
-    pub compared: u64,
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        let mine = [
-            &mut self.snapshots,
-            &mut self.live,
-            &mut self.deltas,
-            &mut self.actions,
-            &mut self.resyncs,
-            &mut self.held,
-            &mut self.joined,
-            &mut self.left,
-            &mut self.late,
-            &mut self.compared,
-        ];
-        let others = [
-            other.snapshots,
-            other.live,
-            other.deltas,
-            other.actions,
-            other.resyncs,
-            other.held,
-            other.joined,
-            other.left,
-            other.late,
-            other.compared,
-        ];
-        mine.into_iter().zip(others).for_each(|(mine, other)| *mine += other);
-    }
-}
+/// How often what was done, for the end of the test to see that all of it was.
+pub type Tally = BTreeMap<&'static str, u64>;
 
 pub struct Client {
     pub org: &'static str,
@@ -76,6 +32,8 @@ pub struct Client {
     moves: u64,
     /// Batches that have not been applied yet, with `moves` as it was when they were asked for.
     late: Vec<(Answer, u64)>,
+    /// How many answers were asked for.
+    asked: usize,
     pub tally: Tally,
 }
 
@@ -108,8 +66,13 @@ impl Client {
             base: 0,
             moves: 0,
             late: Vec::new(),
-            tally: Tally::default(),
+            asked: 0,
+            tally: Tally::new(),
         }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.tally.entry(what).or_default() += 1;
     }
 
     pub fn is_born(&self) -> bool {
@@ -142,7 +105,7 @@ impl Client {
 
     /// Whether it holds exactly these rows.
     pub fn compare(&mut self, expected: &Rows) -> Result<(), String> {
-        self.tally.compared += 1;
+        self.count("compared");
         if self.rows == *expected {
             return Ok(());
         }
@@ -207,7 +170,7 @@ impl Client {
         for (answer, moves) in std::mem::take(&mut self.late) {
             // Asked for under another list of groups, or true before the last bootstrap: to be asked for anew.
             if moves == self.moves && answer.groups() == self.groups && answer.at() >= self.base {
-                self.tally.late += 1;
+                self.count("late");
                 self.apply(&answer);
             }
         }
@@ -219,7 +182,7 @@ impl Client {
         let Some(answer) = self.ask(server.get(&path, &self.token)).await else {
             return false;
         };
-        self.tally.deltas += 1;
+        self.count("deltas");
         let settled = answer.groups() == self.groups;
         self.cursor = answer.at();
         self.take(server, &answer).await;
@@ -244,7 +207,7 @@ impl Client {
                 return self.begin_anew();
             }
             if let Some(answer) = self.read(response).await {
-                self.tally.joined += 1;
+                self.count("joined");
                 self.apply(&answer);
                 joined.pop();
             }
@@ -256,7 +219,7 @@ impl Client {
 
     /// Forgets everything: the next thing to do is a bootstrap.
     fn begin_anew(&mut self) {
-        self.tally.left += 1;
+        self.count("left");
         self.cursor = 0;
         self.rows.clear();
     }
@@ -273,7 +236,7 @@ impl Client {
                 }
                 continue;
             }
-            self.tally.actions += 1;
+            self.count("actions");
             let key = (text("modelName"), text("modelId"));
             match line["action"].as_str() {
                 Some("I" | "U") => drop(self.rows.insert(key.clone(), line["data"].clone())),
@@ -287,7 +250,8 @@ impl Client {
 
     /// An answer; `None` when there is none now, and what then is to be done was done.
     async fn ask(&mut self, request: RequestBuilder) -> Option<Answer> {
-        let encoding = ["identity", "gzip", "zstd"][usize::try_from(self.tally.deltas % 3).expect("below 3")];
+        self.asked += 1;
+        let encoding = ["identity", "gzip", "zstd"][self.asked % 3];
         let response = request.header(ACCEPT_ENCODING, encoding).send().await.expect("the service answers");
         self.read(response).await
     }
@@ -300,28 +264,23 @@ impl Client {
             let problem: Value = serde_json::from_slice(&body).expect("a problem");
             match problem["code"].as_str() {
                 Some("RESYNC_REQUIRED") => {
-                    self.tally.resyncs += 1;
+                    self.count("resyncs");
                     self.cursor = 0;
                 }
-                Some("WATERMARK_HELD" | "GROUP_NOT_HELD") => self.tally.held += 1,
+                Some("WATERMARK_HELD" | "GROUP_NOT_HELD") => self.count("held"),
                 _ => panic!("{problem}"),
             }
             return None;
         }
-        let mut raw = Vec::new();
-        match encoding.as_deref() {
-            Some("zstd") => zstd::stream::copy_decode(&*body, &mut raw).expect("zstd"),
-            Some("gzip") => drop(flate2::read::GzDecoder::new(&*body).read_to_end(&mut raw).expect("gzip")),
-            _ => raw.extend_from_slice(&body),
-        }
+        let raw = decode(encoding.as_deref().unwrap_or_default(), &body);
         let text = String::from_utf8(raw).expect("UTF-8");
         let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let metadata = lines.pop().expect("a last line");
         assert_eq!(metadata["__class"], "_metadata_");
         match metadata["method"].as_str() {
-            Some("snapshot") => self.tally.snapshots += 1,
+            Some("snapshot") => self.count("snapshots"),
             _ if metadata["snapshotSyncId"].is_null() => {}
-            _ => self.tally.live += 1,
+            _ => self.count("live"),
         }
         Some(Answer { lines, metadata })
     }

@@ -191,6 +191,17 @@ impl Drop for Server {
     }
 }
 
+/// A body as it was before its content coding.
+pub fn decode(encoding: &str, body: &[u8]) -> Vec<u8> {
+    let mut raw = Vec::new();
+    match encoding {
+        "zstd" => zstd::stream::copy_decode(body, &mut raw).expect("zstd"),
+        "gzip" => drop(flate2::read::GzDecoder::new(body).read_to_end(&mut raw).expect("gzip")),
+        _ => raw.extend_from_slice(body),
+    }
+    raw
+}
+
 fn read(path: &Path) -> String {
     let mut text = String::new();
     if let Ok(mut file) = std::fs::File::open(path) {

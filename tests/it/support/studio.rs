@@ -7,6 +7,9 @@ use headstart::model::catalog::camel_case;
 use serde_json::{Map, Value};
 use tokio_postgres::Client;
 
+use super::postgres::Database;
+use super::server::Setup;
+
 /// The tables.
 pub const TABLES: &str = r#"
     CREATE SCHEMA studio;
@@ -98,6 +101,28 @@ pub const CATALOG: &str = r#"
     user = "person"
     group = "circle"
 "#;
+
+/// Those whose answers are compared with SQL: org, person, and the groups of their token, if it has any.
+pub const CALLERS: [(i64, &str, Option<&str>); 7] = [
+    (7, "ann", None),
+    (7, "bob", None),
+    (8, "ann", None),
+    (7, "nobody-knows", None),
+    (7, "x", Some("circle:3")),
+    (8, "ann", Some("circle:1,circle:2,user:bob")),
+    (9, "ann", None),
+];
+
+/// A filled studio with its log and triggers, and a setup that serves it from a folder.
+pub async fn with_log(scale: i32, catalog: &str) -> (Database, Client, Setup) {
+    let database = Database::create().await;
+    let client = database.connect().await;
+    client.batch_execute(TABLES).await.expect("make the tables");
+    fill(&client, scale).await;
+    let setup = Setup::new(&database.url(), catalog);
+    setup.must(&["migrate", "--apply"]);
+    (database, client, setup)
+}
 
 /// Fills two workspaces, 7 and 8, with `scale` tasks a project and 20 projects each.
 pub async fn fill(client: &Client, scale: i32) {
