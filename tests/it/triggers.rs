@@ -263,7 +263,7 @@ async fn a_role_without_rights_on_the_log_writes_rows() {
     for denied in [
         "SELECT * FROM sync_actions",
         "INSERT INTO sync_actions_marks VALUES ('1', 'c', 'x')",
-        "SELECT headstart_meet('c', 'x')",
+        "SELECT headstart_meet('c', 'x', true)",
         "SELECT headstart_write('Issue', 'i', 'o', '{}', 'i', 'o', '{}')",
     ] {
         assert_eq!(code(&app, denied).await, SqlState::INSUFFICIENT_PRIVILEGE, "{denied}");

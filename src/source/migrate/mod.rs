@@ -20,13 +20,19 @@
 //! one of the two has ended, and is seen, before the other reads.
 //!
 //! *They meet at something that both hold to their end, and each reads only after it holds it:*
-//! - C makes a row a child of the parent (an INSERT, or an UPDATE of the column that names the parent): it leaves a mark
-//!   (its transaction, the parent) in the marks table and locks the parent's row, and every row above that, FOR KEY
-//!   SHARE. That is what a foreign key locks, so children of one parent don't wait for each other, nor for updates that
+//! - C makes a row a child of the parent (an INSERT, or an UPDATE of the column that names the parent): it locks the
+//!   parent's row, and every row above that, FOR KEY SHARE, and leaves a mark (its transaction, the parent) in the marks
+//!   table. That is what a foreign key locks, so children of one parent don't wait for each other, nor for updates that
 //!   move nothing. M, in its trigger, locks the row it moved FOR UPDATE, or has done so by deleting it or by changing
-//!   its id; then it waits for every open transaction that left a mark there. The lock alone is not enough: PostgreSQL
-//!   (15.20 at least) loses a FOR KEY SHARE lock that is taken while an update writes the row's new version to another
-//!   page. The mark alone is not either: C could leave it just after M looked.
+//!   its id; then it leaves a mark too, and waits for every open transaction that left C's mark there.
+//! - The lock alone is not enough, because PostgreSQL (15.20 at least) loses some FOR KEY SHARE locks: one taken while an
+//!   update writes the row's new version to another page, and one that waited for a mover who then rolled back: it is on
+//!   the row's old version and on the one that was taken back, not on what the next mover makes of the row
+//!   (`heap_lock_tuple` does not follow the new chain, and finds the lock held when it is asked for again).
+//! - C's mark alone is not enough either: C may leave it just after M looked. So C, having left its mark, looks for M's,
+//!   and waits for open transactions that left it, unless it sees that nobody updates the parent now. Each leaves its
+//!   mark before it looks for the other's, so at least one of them sees the other. Both look only when a lock was lost;
+//!   if both see each other, PostgreSQL ends one of them as a deadlock.
 //! - The locks of ancestors are taken from the top down, as a cascade takes them, and before the check of a foreign key
 //!   locks the nearest one: else two writers of single rows could wait for each other.
 //! - C changes or removes a row that was a child already: that row is locked by the write itself. M locks all it finds
@@ -40,12 +46,11 @@
 //! snapshot (PostgreSQL, "Function Volatility Categories"), and the reads are statements of their own after the locks:
 //! a FOR KEY SHARE lock may return the version before a move. At REPEATABLE READ and SERIALIZABLE the snapshot is as
 //! old as the transaction. Then the trigger asks whether a transaction that the snapshot can't see has left a mark that
-//! matters: C, when it makes a child, and M leave one in the marks table (transaction, parent), and a unique index is
-//! checked against the newest rows whatever the snapshot, so trying to insert the mark of every transaction that
+//! matters: a unique index is checked against the newest rows whatever the snapshot, so trying to insert the mark of every transaction that
 //! committed since the snapshot fails with `serialization_failure` exactly when one of them left it. The writer retries,
 //! as it must be ready to at those levels. Rows that were changed or removed below the parent fail in the same way when
 //! M locks them, by PostgreSQL's own rule. No transaction that the asker depends on can still be open: it would hold
-//! the lock.
+//! the lock, or was waited for at its mark.
 //!
 //! *Within one transaction* both see everything, except what one statement did to both (a data-modifying WITH, a
 //! cascade): the child's trigger may run when the parent is gone or moved already. So a BEFORE trigger on the parent

@@ -28,7 +28,7 @@ impl Writer<'_> {
 BEGIN
   IF $1 IS NULL THEN RETURN; END IF;
   IF current_setting('transaction_isolation') <> 'read committed' THEN
-    PERFORM {meet}('p', {prefix} || $1::text);
+    PERFORM {meet}('p', {prefix} || $1::text, false);
   END IF;
   {read}
 END
@@ -93,7 +93,8 @@ END
 #variable_conflict use_column
 <<my>>
 DECLARE
-  parent text := {prefix} || $1::text;{variables}
+  parent text := {prefix} || $1::text;
+  alone boolean;{variables}
 BEGIN
   IF $1 IS NULL OR $1 = $2 THEN RETURN; END IF;{first}{early}
   INSERT INTO {marks} (xid, side, parent) VALUES (pg_current_xact_id(), 'c', my.parent) ON CONFLICT DO NOTHING;
@@ -101,12 +102,17 @@ BEGIN
   IF NOT FOUND THEN
     PERFORM pg_advisory_xact_lock({ORPHAN_LOCKS}, hashtext(my.parent) & {mask});
     {lock}
-  END IF;{gone}{last}
+  END IF;{gone}
+  -- Nobody updates the parent now if only this transaction locks it. (A set of lockers has an id of another kind, which
+  -- may be the same number.) Else the lock may have been lost to a mover, who may have looked before the mark was left.
+  SELECT t.xmax = pg_current_xact_id()::xid AND mxid_age(t.xmax) <= 0 INTO my.alone FROM {table} AS t WHERE t.{id} = $1;
+  IF NOT my.alone THEN PERFORM {meet}('p', my.parent, true); END IF;{last}
 END
 ",
             prefix = quote_literal(&format!("{}:", parent.name)),
             mask = ORPHAN_BUCKETS - 1,
             marks = self.marks,
+            meet = qualified(self.schema, "headstart_meet"),
         );
         Function {
             name: names::object("join", &model.name),
@@ -133,9 +139,9 @@ END
         trigger(names::object("early", &model.name), &[], body)
     }
 
-    /// Meets the transactions that left a mark and that this one's snapshot can't see: waits for those that are open,
-    /// if they made children (`c`), and fails with `serialization_failure` when one has committed and this transaction
-    /// can't take a newer snapshot.
+    /// Meets the transactions that left a mark and that this one's snapshot can't see: waits for those that are open, if
+    /// asked to, and fails with `serialization_failure` when one has committed and this transaction can't take a newer
+    /// snapshot.
     ///
     /// A unique index is checked against the newest rows, whatever the snapshot: an INSERT of the mark that a
     /// transaction may have left waits for it if it did and is open, and then conflicts if it committed.
@@ -151,15 +157,15 @@ DECLARE
   next bigint;
   status text;
 BEGIN
-  IF NOT my.fixed AND $1 <> 'c' THEN RETURN; END IF;
+  IF NOT my.fixed AND NOT $3 THEN RETURN; END IF;
   unseen := ARRAY(SELECT x FROM pg_snapshot_xip(my.sight) AS x
-                  WHERE pg_xact_status(x) = 'committed' OR $1 = 'c' AND pg_xact_status(x) = 'in progress');
+                  WHERE pg_xact_status(x) = 'committed' OR $3 AND pg_xact_status(x) = 'in progress');
   -- `xmax` is one past the newest that has ended: others beyond may be open.
   next := pg_snapshot_xmax(my.sight)::text::bigint;
   BEGIN
     LOOP
       status := pg_xact_status(my.next::text::xid8);
-      IF my.status = 'committed' OR $1 = 'c' AND my.status = 'in progress' THEN
+      IF my.status = 'committed' OR $3 AND my.status = 'in progress' THEN
         unseen := my.unseen || my.next::text::xid8;
       END IF;
       next := my.next + 1;
@@ -186,7 +192,7 @@ END
         );
         Function {
             name: "headstart_meet".into(),
-            arguments: vec![("side", "\"char\"".into()), ("parent", "text".into())],
+            arguments: vec![("side", "\"char\"".into()), ("parent", "text".into()), ("open", "boolean".into())],
             returns: "RETURNS void",
             settings: &[],
             body,

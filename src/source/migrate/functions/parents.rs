@@ -86,7 +86,7 @@ END
             let key = self.mark_key(model, row);
             format!(
                 "INSERT INTO {} (xid, side, parent) VALUES (pg_current_xact_id(), 'p', {key}) ON CONFLICT DO NOTHING;
-    PERFORM {meet}('c', {key});",
+    PERFORM {meet}('c', {key}, true);",
                 self.marks
             )
         };
