@@ -174,6 +174,7 @@ fn load_code(error: &LoadError) -> Code {
         LoadError::Overloaded | LoadError::Unsettled => Code::Overloaded,
         LoadError::TooLarge { .. } => Code::AnswerTooLarge,
         LoadError::Deadline => Code::DatabaseUnavailable,
+        LoadError::Stopping => Code::Stopping,
         LoadError::Broken => Code::Internal,
     }
 }

@@ -174,7 +174,10 @@ pub enum LoadError {
     /// The history or the tables changed again and again while it was loaded.
     #[error("the database kept changing while the rows were loaded")]
     Unsettled,
-    /// The task that loaded it broke, by a bug, or was stopped with the service.
+    /// The service is stopping.
+    #[error("the service is stopping")]
+    Stopping,
+    /// The task that loaded it broke, by a bug; the log has the panic.
     #[error("the load was broken off")]
     Broken,
 }
@@ -231,7 +234,7 @@ impl Loader {
         let began = Instant::now();
         let loaded = timeout_at(deadline, self.load_settled(org, asks, at_least)).await;
         self.shared.metrics.load_wait(began.elapsed());
-        loaded.map_err(|_| LoadError::Deadline)?
+        loaded.map_err(|_| LoadError::Deadline)?.map_err(|error| self.broken_off(error))
     }
 
     async fn load_settled(&self, org: &Org, asks: &[Ask], at_least: SyncId) -> Result<Vec<Arc<Loaded>>, LoadError> {
@@ -266,7 +269,15 @@ impl Loader {
     /// # Errors
     /// [`LoadError::Overloaded`] when too many wait; the source's. It waits for as long as the database does.
     pub async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, LoadError> {
-        self.shared.members.groups(org, user).await
+        self.shared.members.groups(org, user).await.map_err(|error| self.broken_off(error))
+    }
+
+    /// Tasks that are stopped with the service break their loads off too.
+    fn broken_off(&self, error: LoadError) -> LoadError {
+        match error {
+            LoadError::Broken if self.shared.tasks.token().is_cancelled() => LoadError::Stopping,
+            error => error,
+        }
     }
 
     /// How many keys are in flight.

@@ -17,6 +17,11 @@ impl Dice {
                 u64::from(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
             }
         };
+        Self::of(seed)
+    }
+
+    /// With this seed.
+    pub fn of(seed: u64) -> Self {
         Self { seed, state: seed }
     }
 
