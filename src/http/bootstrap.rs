@@ -180,7 +180,7 @@ impl Delivery {
 }
 
 /// Reads a query string as forms and `URLSearchParams` write it: names and values.
-pub(super) fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, QueryError> {
+pub fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, QueryError> {
     let decode = |text: &str| {
         let spaced = text.replace('+', " ");
         percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned).ok()
