@@ -68,6 +68,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["telemetry"]),
     ("prometheus_client", &["metrics"]),
     ("tempfile", &["dump/"]),
+    // Away everywhere: it is for `fuzz/`.
+    ("libfuzzer_sys", &["!"]),
 ];
 
 /// No async and no I/O in the words and the formats.
