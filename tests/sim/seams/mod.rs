@@ -14,7 +14,7 @@ mod visitor;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -40,6 +40,9 @@ use self::links::{Link, LinkedSource, LinkedStore};
 use self::visitor::{Outcome, Visitor};
 use crate::support::dice::Dice;
 use crate::support::world::{LIMITS, retention, schema};
+
+/// Panics of any thread: one within a task of the service ends there, and must fail the test all the same.
+static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// How often everything that can happen is thrown for.
 const STEPS: usize = 40;
@@ -237,7 +240,9 @@ async fn play(dice: Dice) -> BTreeMap<Outcome, u64> {
         world.step().await;
     }
     world.recover().await;
-    world.end().await
+    let outcomes = world.end().await;
+    assert_eq!(PANICS.load(Ordering::SeqCst), 0, "something panicked");
+    outcomes
 }
 
 #[test]
@@ -245,6 +250,11 @@ fn whatever_goes_wrong_at_the_seams_no_answer_is_wrong() {
     // Silent unless RUST_LOG says what to tell.
     let told = tracing_subscriber::EnvFilter::from_default_env();
     tracing_subscriber::fmt().with_env_filter(told).with_test_writer().init();
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICS.fetch_add(1, Ordering::SeqCst);
+        usual(panic);
+    }));
     let first = Dice::seeded();
     let replay = std::env::var("HEADSTART_TEST_SEED").is_ok();
     let seeds = std::env::var("HEADSTART_TEST_SEEDS").map_or(500, |seeds| seeds.parse().expect("a number"));
