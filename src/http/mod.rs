@@ -74,8 +74,11 @@ pub struct HttpSettings {
     /// The most that the names and values of a request's headers may take, in bytes; beyond it 431. Default: 32768. At
     /// most 60000.
     pub max_header_bytes: usize,
+    /// Bytes of decoded lines that answers in gzip and identity keep together until they are sent. Default: 64 MiB. Past it
+    /// the oldest are decoded again when their turn comes.
+    pub decoded_bytes: usize,
     /// How many connections are open at once. Default: 10000; more wait to be accepted. Each takes about 20 KiB, and
-    /// while it is answered up to one piece of the answer, about 1 MiB in identity and a few in zstd.
+    /// while it is answered up to 256 KiB besides packs in the cache.
     pub max_connections: usize,
     /// How long a connection may take to send a request's head, or stay idle between two, in seconds. Default: 75,
     /// longer than load balancers keep theirs.
@@ -103,6 +106,7 @@ impl Default for HttpSettings {
             zstd: true,
             max_uri_bytes: 16 << 10,
             max_header_bytes: 32 << 10,
+            decoded_bytes: 64 << 20,
             max_connections: 10_000,
             idle_timeout_s: 75,
             begin_deadline_s: 120,
@@ -145,6 +149,7 @@ impl HttpSettings {
             // hyper itself takes no URI beyond 65,534 bytes and answers without a body then.
             ("max_uri_bytes", self.max_uri_bytes as u64, 1024, 60_000),
             ("max_header_bytes", self.max_header_bytes as u64, 1024, 60_000),
+            ("decoded_bytes", self.decoded_bytes as u64, 0, 1 << 36),
             ("max_connections", self.max_connections as u64, 1, 1_000_000),
             ("idle_timeout_s", self.idle_timeout_s, 1, 86_400),
             ("begin_deadline_s", self.begin_deadline_s, 1, 86_400),
@@ -175,9 +180,6 @@ pub struct Http {
     rests: Rests,
     admission: Admission,
 }
-
-/// Decoded lines that all answers in progress keep at most, for clients that take neither zstd nor gzip fast enough.
-const RESTS: usize = 64 << 20;
 
 impl Http {
     /// Who asks, if there is a place for it. The first thing done for every request that is worked on; the place goes into
@@ -231,7 +233,13 @@ pub fn router(
         .route(groups, get(schema::groups))
         .route(schema, get(schema::schema))
         .route(openapi, get(openapi::document))
-        .with_state(Arc::new(Http { service, keys, settings: settings.clone(), rests: Rests::new(RESTS), admission }));
+        .with_state(Arc::new(Http {
+            service,
+            keys,
+            settings: settings.clone(),
+            rests: Rests::new(settings.decoded_bytes),
+            admission,
+        }));
     Ok(framed(routes, rules))
 }
 

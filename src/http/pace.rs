@@ -28,7 +28,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Held, Metrics};
@@ -39,8 +39,8 @@ pub const PIECE: usize = 64 << 10;
 /// How long a piece waits before its client counts as slow.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
 
-/// How long the packs of a client that was cut may take to come free before the next one is cut.
-const CUT_PAUSE: Duration = Duration::from_millis(20);
+/// How long a client that was cut may take to be gone before the next one is cut.
+const CUT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why a client was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +104,7 @@ impl Pacing {
             accepted: Notify::new(),
             pins: AtomicBool::new(false),
             ordered: CancellationToken::new(),
+            gone: CancellationToken::new(),
             verdict: OnceLock::new(),
         })
     }
@@ -112,24 +113,24 @@ impl Pacing {
     /// and for as long as that is so. Never returns while the other end of `crowded` lives.
     pub async fn make_room(self, mut crowded: watch::Receiver<bool>) {
         while crowded.wait_for(|crowded| *crowded).await.is_ok() {
-            let slowed = self.shared.slowed.notified();
-            if self.cut_longest() {
-                sleep(CUT_PAUSE).await;
+            if let Some(cut) = self.cut_longest() {
+                // What it held is free now, and others may have room.
+                let _ = timeout(CUT_WITHIN, cut.gone.cancelled()).await;
                 continue;
             }
             // Nobody can be cut: whoever holds the packs is on its way, or about to be slow.
             tokio::select! {
-                () = slowed => {}
+                () = self.shared.slowed.notified() => {}
                 _ = crowded.wait_for(|crowded| !*crowded) => {}
             }
         }
     }
 
-    fn cut_longest(&self) -> bool {
+    fn cut_longest(&self) -> Option<Arc<Pace>> {
         let mut slow = self.slow();
         let longest = slow.iter().find(|(_, pace)| pace.pins.load(Ordering::Relaxed)).map(|(place, _)| *place);
         let pace = longest.and_then(|place| slow.remove(&place));
-        pace.inspect(|pace| pace.ordered.cancel()).is_some()
+        pace.inspect(|pace| pace.ordered.cancel())
     }
 
     fn slow(&self) -> MutexGuard<'_, BTreeMap<(Instant, u64), Arc<Pace>>> {
@@ -150,6 +151,8 @@ pub struct Pace {
     pins: AtomicBool,
     /// Cancelled when the connection is to be cut.
     ordered: CancellationToken,
+    /// Cancelled when the connection is gone, with all it held.
+    gone: CancellationToken,
     verdict: OnceLock<Cut>,
 }
 
@@ -167,6 +170,11 @@ impl Pace {
     /// Says whether the answer that begins keeps packs in memory.
     pub fn begin_answer(&self, pins: bool) {
         self.pins.store(pins, Ordering::Relaxed);
+    }
+
+    /// The connection is gone.
+    pub fn end(&self) {
+        self.gone.cancel();
     }
 
     /// Why the client was cut, if it was.

@@ -97,7 +97,7 @@ pub async fn serve(
         let stop = stop.clone();
         tasks.spawn("connection", async move {
             let _place = place;
-            let mut connection = pin!(connection);
+            let mut connection = Box::pin(connection);
             let mut cut = pin!(pace.cut());
             let ended = tokio::select! {
                 ended = connection.as_mut() => Ended::Itself(ended),
@@ -111,6 +111,8 @@ pub async fn serve(
                     }
                 }
             };
+            drop(connection);
+            pace.end();
             match ended {
                 Ended::Itself(Ok(())) => {}
                 Ended::Itself(Err(error)) => tracing::debug!(error = %Chain(&error), "a connection broke"),

@@ -406,7 +406,7 @@ fn settings_that_make_no_sense_are_refused_by_name() {
 #[tokio::test]
 async fn operators_see_what_is_down() {
     let world = World::new();
-    let router = http::admin::router(world.service.clone(), Metrics::new());
+    let router = http::admin::router(world.service.clone(), Metrics::new(), CancellationToken::new());
     let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = axum::serve::Listener::local_addr(&listener).unwrap();
     let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
