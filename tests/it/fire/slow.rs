@@ -54,6 +54,8 @@ async fn stall(server: &Server, token: &str) -> Vec<Socket> {
     });
     let clients = join_all(clients).await;
     until(server, "slow_clients", CLIENTS as f64).await;
+    // Each keeps its place to its last byte.
+    until(server, "in_progress{kind=\"stream\"}", CLIENTS as f64).await;
     clients
 }
 
