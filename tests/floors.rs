@@ -40,6 +40,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("axum", &["http/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
+    ("socket2", &["http/"]),
     ("http_body", &["http/"]),
     ("tokio_postgres", &["source/", "cli/seed"]),
     ("tokio_postgres_rustls", &["source/"]),

@@ -1,7 +1,7 @@
 //! A dump in progress, as its readers see it.
 //!
 //! One task writes frames to the spool and announces them; any number of readers follow, each at its own pace, from
-//! the first frame on. A reader holds a position and a piece, nothing else: a slow one costs memory for its piece
+//! the first frame on. A reader holds a position and what it reads, nothing else: a slow one costs memory for that
 //! only, and never holds a PostgreSQL snapshot open, because the scan does not wait for it. When the dump fails every
 //! reader gets the error; when it ends, each ends after its last frame. The spool lives until the last reader lets go.
 
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::dump::DumpError;
+use crate::dump::part::{Frames, Part, Spooled};
 use crate::dump::spool::Spool;
 use crate::metrics::Level;
 use crate::model::{Grants, GroupSet, Schema, SnapshotId, Watermark};
@@ -22,7 +23,7 @@ use crate::source::{GroupSets, SetId};
 use crate::store::Slot;
 use crate::task;
 
-/// How many bytes of frames a reader takes at once. A single longer frame is one piece.
+/// How many bytes of frames a reader is told of at once. A single longer frame is one piece.
 const PIECE_LEN: u64 = 256 << 10;
 
 /// One dump. Shared by the task that makes it and everyone who reads from it.
@@ -87,15 +88,6 @@ pub enum Settled {
     Published,
     /// It is not: it failed, another one was faster, or the store did not take it.
     Unpublished,
-}
-
-/// What a reader gets. The last item is `End` or an error; a stream that stops without either is broken.
-#[derive(Debug)]
-pub enum Part {
-    /// One or more whole frames.
-    Frames(Bytes),
-    /// All rows were given: how many of each model, by index.
-    End(Vec<u64>),
 }
 
 impl LiveDump {
@@ -239,7 +231,8 @@ impl LiveDump {
         }
     }
 
-    /// The rows of the wanted models that meet the grants, from the first frame on. Holds one piece at a time.
+    /// The rows of the wanted models that meet the grants, from the first frame on. Holds the places of a
+    /// few frames, not their bytes.
     /// Dropping the stream leaves the dump as it is.
     pub fn follow(
         self: Arc<Self>,
@@ -266,7 +259,7 @@ impl LiveDump {
                     for frame in piece {
                         rows[frame.model as usize] += u64::from(frame.rows);
                     }
-                    yield Part::Frames(self.clone().read(piece.to_vec()).await?);
+                    yield Part::Frames(Frames::Spooled(Spooled { live: self.clone(), frames: piece.into() }));
                 }
             }
             yield Part::End(rows);

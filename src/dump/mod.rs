@@ -14,6 +14,7 @@ pub mod build;
 pub mod frames;
 pub mod live;
 pub mod packs;
+pub mod part;
 pub mod policy;
 pub mod queue;
 pub mod runner;
@@ -21,7 +22,8 @@ pub mod settings;
 pub mod spool;
 pub mod trim;
 
-pub use live::{LiveDump, Part, Settled};
+pub use live::{LiveDump, Settled};
+pub use part::{Frames, Part};
 pub use queue::{Dumps, Joined, Wish};
 pub use settings::DumpSettings;
 

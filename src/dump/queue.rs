@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::chain::Chain;
 use crate::dump::DumpError;
@@ -22,6 +22,9 @@ use crate::model::{SnapshotId, SyncId};
 use crate::source::Source;
 use crate::store::{Lease, Slot, SnapshotStore, StoreError};
 use crate::task::Tasks;
+
+/// How long giving a lease back may take: well within the time in which the service has to end.
+const RELEASE_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a reader needs of the dump it joins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,6 +199,11 @@ impl Dumps {
         slots.queues.iter().filter(|(_, queue)| queue.unstored.is_some()).map(|(slot, _)| slot.clone()).collect()
     }
 
+    /// Whether as many dumps wait as may, so that no other can begin.
+    pub fn is_full(&self) -> bool {
+        self.shared.lock().waiting >= self.shared.settings.waiting
+    }
+
     /// The dumps that run or wait now.
     pub fn in_progress(&self) -> Vec<Arc<LiveDump>> {
         let slots = self.shared.lock();
@@ -218,18 +226,18 @@ impl Dumps {
                 stored: false,
                 superseded: false,
             };
-            let stopping = dumps.shared.tasks.token();
-            tokio::select! {
-                () = stopping.cancelled() => live.finish(Err(DumpError::Stopping)),
-                () = dumps.run(&mut driving) => {}
-            }
+            dumps.run(&mut driving).await;
         });
     }
 
     async fn run(&self, driving: &mut Driving) {
         let shared = &self.shared;
         let live = driving.live.clone();
-        let Ok(_place) = shared.places.acquire().await else { return };
+        let stopping = shared.tasks.token();
+        let Some(Ok(_place)) = stopping.run_until_cancelled(shared.places.acquire()).await else {
+            live.finish(Err(DumpError::Stopping));
+            return;
+        };
         driving.got_place();
         live.begin();
         let org = &live.slot().org;
@@ -244,11 +252,15 @@ impl Dumps {
         tokio::select! {
             () = self.make(driving) => {}
             () = self.keep_lease(lease.as_ref()) => {}
+            () = stopping.cancelled() => live.finish(Err(DumpError::Stopping)),
         }
-        if let Some(lease) = lease
-            && let Err(error) = shared.store.release(&lease).await
-        {
-            tracing::warn!(%org, error = %Chain(&error), "a lease could not be given back");
+        if let Some(lease) = lease {
+            // Also when the service stops, so that another instance need not wait for the lease to expire.
+            match timeout(RELEASE_WITHIN, shared.store.release(&lease)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%org, error = %Chain(&error), "a lease could not be given back"),
+                Err(_) => tracing::warn!(%org, "a lease could not be given back in time; it will expire"),
+            }
         }
         tracing::info!(%org, snapshot = %live.id(), rows = live.rows(), bytes = live.spool().len(),
             ms = began.elapsed().as_millis() as u64, stored = driving.stored, "a dump has ended");

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use crate::chain::Chain;
 use crate::dump::policy::{Candidate, Limits, Reason, Verdict, judge};
@@ -65,14 +66,10 @@ impl Runner {
         Self { source, store, dumps, limits, renew_after, tasks, metrics }
     }
 
-    /// Starts the job as a task that ends with the service.
-    pub fn start(self) {
-        let tasks = self.tasks.clone();
-        tasks.clone().spawn("snapshots", async move {
-            tokio::select! {
-                () = tasks.token().cancelled() => {}
-                () = self.run() => {}
-            }
+    /// Starts the job as a task that begins nothing new once `stop` is cancelled.
+    pub fn start(self, stop: CancellationToken) {
+        self.tasks.clone().spawn("snapshots", async move {
+            stop.run_until_cancelled(self.run()).await;
         });
     }
 

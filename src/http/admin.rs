@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{self, Metrics};
 use crate::serve::{Health, PartHealth, Service};
@@ -42,20 +43,26 @@ struct Readiness {
 struct Admin {
     service: Service,
     metrics: Metrics,
+    stop: CancellationToken,
 }
 
-/// `/livez`, `/readyz` and `/metrics`.
-pub fn router(service: Service, metrics: Metrics) -> Router {
+/// `/livez`, `/readyz` and `/metrics`. Once `stop` is cancelled the service is not ready any more.
+pub fn router(service: Service, metrics: Metrics, stop: CancellationToken) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
-        .with_state(Arc::new(Admin { service, metrics }))
+        .with_state(Arc::new(Admin { service, metrics, stop }))
 }
 
 /// 200 while clients can be served, if only some of them; 503 otherwise.
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    let parts = admin.service.readiness().await;
+    let parts = if admin.stop.is_cancelled() {
+        let reason = Some("it was told to stop and takes no new clients".into());
+        vec![PartHealth { part: "service", state: Health::Down, reason }]
+    } else {
+        admin.service.readiness().await
+    };
     let status = parts.iter().map(|part| part.state).max().unwrap_or(Health::Ok);
     let code = if status == Health::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (code, Json(Readiness { status, parts })).into_response()

@@ -308,7 +308,9 @@ impl Service {
             Demand { first_sync_id, .. } => Wish::AtLeast(first_sync_id),
         };
         for _ in 0..TRIES {
-            let Joined::Live(live) = self.dumps().join(&asked.slot, wish, look.began, &reason)? else {
+            let joined = self.dumps().join(&asked.slot, wish, look.began, &reason);
+            let joined = joined.inspect_err(|error| self.refused().note(&asked.slot.org, reason, error))?;
+            let Joined::Live(live) = joined else {
                 return Err(Again::Moved);
             };
             let opened = live.wait_opened().await?;

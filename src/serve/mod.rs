@@ -9,6 +9,7 @@ pub mod batch;
 pub mod bootstrap;
 pub mod delta;
 pub mod freshness;
+pub mod refused;
 pub mod stored;
 
 use std::collections::BTreeMap;
@@ -17,12 +18,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::Serialize;
+use tokio::sync::watch;
 
 pub use crate::auth::Claims;
 use crate::chain::Chain;
-pub use crate::dump::Part;
 use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
+pub use crate::dump::{Frames, Part};
 use crate::metrics::Metrics;
 use crate::model::{Epoch, QueryError, Schema, SnapshotId, SyncGroup, SyncId};
 use crate::serve::batch::answer::BatchSettings;
@@ -30,6 +32,7 @@ use crate::serve::batch::{LoadError, Loader};
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::serve::delta::{CatchUp, DeltaSettings, Resync};
 use crate::serve::freshness::Freshness;
+use crate::serve::refused::Refused;
 use crate::source::{Source, SourceError};
 use crate::store::{PackCache, SnapshotStore, StoreError};
 use crate::wire::trailer::Method;
@@ -48,6 +51,7 @@ struct Shared {
     dumps: Dumps,
     freshness: Freshness,
     loader: Loader,
+    refused: Refused,
     settings: ServeSettings,
     metrics: Metrics,
 }
@@ -103,7 +107,9 @@ impl Service {
         metrics: Metrics,
     ) -> Self {
         let freshness = Freshness::new(source.clone(), store.clone(), settings.freshness);
-        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, loader, settings, metrics }) }
+        let refused = Refused::default();
+        let shared = Shared { source, store, cache, dumps, freshness, loader, refused, settings, metrics };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The schema in force.
@@ -129,6 +135,11 @@ impl Service {
         ]
     }
 
+    /// Whether answers wait for room in the pack cache that others hold, as it changes.
+    pub fn crowded(&self) -> watch::Receiver<bool> {
+        self.cache().crowded()
+    }
+
     fn source(&self) -> &dyn Source {
         &*self.shared.source
     }
@@ -139,6 +150,10 @@ impl Service {
 
     fn dumps(&self) -> &Dumps {
         &self.shared.dumps
+    }
+
+    fn refused(&self) -> &Refused {
+        &self.shared.refused
     }
 
     fn freshness(&self) -> &Freshness {

@@ -17,6 +17,7 @@ mod config;
 mod delta;
 mod deploy;
 mod encode;
+mod fire;
 mod http;
 mod load;
 mod lookup;

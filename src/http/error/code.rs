@@ -61,6 +61,8 @@ pub enum Code {
     StoreUnavailable,
     /// More work waits than is allowed to.
     Overloaded,
+    /// The org has more requests in progress than one org may have.
+    TooManyRequests,
     /// The service is stopping.
     Stopping,
     /// A fault of the service.
@@ -69,7 +71,7 @@ pub enum Code {
 
 impl Code {
     /// All of them, for the API's description.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Unauthenticated,
         Self::InvalidQuery,
         Self::UnknownModel,
@@ -94,6 +96,7 @@ impl Code {
         Self::CatalogMismatch,
         Self::StoreUnavailable,
         Self::Overloaded,
+        Self::TooManyRequests,
         Self::Stopping,
         Self::Internal,
     ];
@@ -117,6 +120,7 @@ impl Code {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::WatermarkHeld
             | Self::DatabaseUnavailable
             | Self::CatalogMismatch
@@ -140,6 +144,7 @@ impl Code {
             Self::CatalogMismatch => "the database's tables do not fit the service's catalog",
             Self::StoreUnavailable => "the snapshot store does not answer in time",
             Self::Overloaded => "more work waits than is allowed to",
+            Self::TooManyRequests => "the org has as many requests of this kind in progress as one org may have",
             Self::Stopping => "the service is stopping",
             _ => "the service failed; its log has the cause under this request id",
         }

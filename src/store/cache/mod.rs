@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::metrics::CacheMetrics;
 use crate::model::{Org, SnapshotId};
@@ -115,6 +115,11 @@ impl PackCache {
             (Value::Manifest(manifest), pin) => Ok(Pinned { value: manifest, pin: Arc::new(pin) }),
             (Value::Pack(_), _) => unreachable!("a manifest's key holds a manifest"),
         }
+    }
+
+    /// Whether a load waits for room that readers hold, as it changes.
+    pub fn crowded(&self) -> watch::Receiver<bool> {
+        self.shelf.crowded()
     }
 
     /// The figures now.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use crate::metrics::CacheMetrics;
@@ -50,6 +50,8 @@ pub type Answer = Result<(Value, Pin), StoreError>;
 pub struct Shelf {
     limit: usize,
     state: Mutex<State>,
+    /// Whether somebody waits for room.
+    crowded: watch::Sender<bool>,
     metrics: CacheMetrics,
 }
 
@@ -102,7 +104,7 @@ pub enum Lookup {
 impl Shelf {
     /// An empty shelf for this many bytes.
     pub fn new(limit: usize, metrics: CacheMetrics) -> Arc<Self> {
-        Arc::new(Self { limit, state: Mutex::default(), metrics })
+        Arc::new(Self { limit, state: Mutex::default(), crowded: watch::Sender::new(false), metrics })
     }
 
     /// Looks for an entry and joins its load or begins one if it is not there.
@@ -153,6 +155,11 @@ impl Shelf {
         granted.ok()?.ok()
     }
 
+    /// Whether somebody waits for room, as it changes.
+    pub fn crowded(&self) -> watch::Receiver<bool> {
+        self.crowded.subscribe()
+    }
+
     /// The figures now.
     pub fn stats(self: &Arc<Self>) -> CacheStats {
         self.change(|state, _| CacheStats {
@@ -174,6 +181,9 @@ impl Shelf {
         let result = change(&mut state, &mut aftermath);
         self.metrics.bytes.set(i64::try_from(state.used).unwrap_or(i64::MAX));
         self.metrics.evictions.inc_by(aftermath.evicted.len() as u64);
+        // Under the lock, so that the last word is of the last change.
+        let crowded = !state.queue.is_empty();
+        self.crowded.send_if_modified(|told| std::mem::replace(told, crowded) != crowded);
         drop(state);
         for (sender, weight) in aftermath.granted {
             // Whoever left the queue meanwhile lets the room drop, which gives it on.

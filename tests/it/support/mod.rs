@@ -9,6 +9,7 @@ pub mod proxy;
 pub mod reader;
 pub mod server;
 pub mod session;
+pub mod socket;
 pub mod studio;
 pub mod world;
 
