@@ -21,6 +21,7 @@ use axum::Router;
 use headstart::auth::{AuthSettings, Secret};
 use headstart::dump::runner::Runner;
 use headstart::dump::{DumpSettings, Dumps};
+use headstart::http::admission::AdmissionSettings;
 use headstart::http::{self, HttpSettings};
 use headstart::metrics::Metrics;
 use headstart::model::{Org, SnapshotId};
@@ -121,8 +122,10 @@ impl World {
         let service =
             Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings, metrics.clone());
         let keys = self.auth.keys().unwrap();
-        let router = http::router(service, keys, metrics.clone(), &HttpSettings::default()).unwrap();
-        Runner::new(source, store, dumps.clone(), LIMITS, None, tasks.clone(), metrics.clone()).start();
+        let (settings, admission) = (HttpSettings::default(), AdmissionSettings::default());
+        let router = http::router(service, keys, metrics.clone(), &settings, &admission).unwrap();
+        Runner::new(source, store, dumps.clone(), LIMITS, None, tasks.clone(), metrics.clone())
+            .start(tasks.token().clone());
         Instance { link, dumps, tasks, metrics, router }
     }
 
