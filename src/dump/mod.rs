@@ -8,9 +8,11 @@
 //! The scan waits for compression (a fixed number of frames at a time) and compression for the spool, nothing else:
 //! neither a slow reader nor a slow store holds the PostgreSQL snapshot open. Readers and the upload wait for frames.
 //! When the scan fails, everyone who follows gets the error and nothing is published. When the store fails, readers go
-//! on, and the finished spool is served until it is stale.
+//! on; the finished spool is served until it is stale, and stored as soon as the store takes it.
 
+mod aside;
 pub mod build;
+mod follow;
 pub mod frames;
 pub mod live;
 pub mod packs;
@@ -20,6 +22,7 @@ pub mod runner;
 pub mod settings;
 pub mod spool;
 pub mod trim;
+mod unstored;
 
 pub use live::{LiveDump, Part, Settled};
 pub use queue::{Dumps, Joined, Wish};
@@ -54,6 +57,9 @@ pub enum DumpError {
     /// Another instance dumps this org, and only the background job asked here.
     #[error("another instance dumps this org")]
     Elsewhere,
+    /// The other instance whose dump was followed has gone in the middle.
+    #[error("the instance that made the dump has gone")]
+    Orphaned,
     /// As many dumps as allowed wait already.
     #[error("too many dumps wait already")]
     Overloaded,
@@ -75,6 +81,7 @@ impl DumpError {
             Self::Frame(_) => "frame",
             Self::SchemaChanged => "schema_changed",
             Self::Elsewhere => "elsewhere",
+            Self::Orphaned => "orphaned",
             Self::Overloaded => "overloaded",
             Self::Stopping => "stopping",
             Self::Broken => "broken",

@@ -18,6 +18,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("headstart_pack_cache_joins", "needs a store that holds calls back: store/cache.rs, whose figures are these"),
     ("headstart_pack_cache_waits", "needs more packs than the smallest cache takes: store/cache.rs"),
     ("headstart_pack_cache_evictions", "the same"),
+    ("headstart_store_down", "needs a store that goes away: outage.rs"),
+    ("headstart_dumps_followed", "needs another instance: together.rs"),
+    ("headstart_unstored_dumps", "the same"),
+    ("headstart_snapshots_put_aside", "needs a damaged pack: deaths.rs"),
     ("headstart_keys_joined", "needs a statement that is held back: serve/batch/tests.rs"),
     ("headstart_keys_waiting", "the same"),
 ];

@@ -165,6 +165,13 @@ impl Server {
         }
     }
 
+    /// Sends it a signal by its name.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("/bin/kill").args(["-s", name, &pid]).status().expect("run kill");
+        assert!(sent.success(), "kill -s {name} {pid}");
+    }
+
     /// Asks it to stop and gives its exit status.
     pub async fn stop(mut self) -> std::process::ExitStatus {
         let killed = Command::new("/bin/kill").arg(self.child.id().to_string()).status().expect("run kill");
