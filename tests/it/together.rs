@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use headstart::model::Org;
 use headstart::store::{Head, Slot, SnapshotStore, StoreSettings, open};
