@@ -54,7 +54,8 @@ pub enum DumpError {
     /// The tables have changed since the dump was asked for; asking again gives the new schema.
     #[error("the schema changed")]
     SchemaChanged,
-    /// Another instance dumps this org, and only the background job asked here.
+    /// Another instance dumps this org, and only the background job asked here; or it has published by now what was asked
+    /// for.
     #[error("another instance dumps this org")]
     Elsewhere,
     /// The other instance whose dump was followed has gone in the middle.

@@ -5,7 +5,8 @@
 //!
 //! # What a store holds
 //! For each *slot* (org and schema hash) a [`Head`]: the generation and what was published as it. For each snapshot
-//! its manifest and the packs made for it. For each org at most one lease.
+//! its manifest and the packs made for it. For each org at most one lease; on it stands which snapshot its holder makes, and
+//! beside it what the holder tells of that, pack by pack, for instances that follow.
 //!
 //! # How a snapshot appears and goes
 //! Packs are put first, under the random id of a snapshot that no head names yet: nobody reads them. Then `publish`

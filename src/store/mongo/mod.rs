@@ -47,7 +47,7 @@ use mongodb::options::{Acknowledgment, ClientOptions, ReadConcern, ReadPreferenc
 use mongodb::{Client, Database};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OnceCell, Semaphore, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::model::{Generation, Org, SnapshotId};
 use crate::snapshot::PackId;
@@ -86,8 +86,7 @@ impl Default for MongoSettings {
 ///
 /// The driver does not take it well when its futures are dropped midway (jira.mongodb.org/browse/RUST-937), so every
 /// call runs to its end as a task of its own, and the caller waits for that: a call whose future is dropped, or that
-/// timed out, may still have its effect. Only what got no answer for twice its time is dropped, and its connection with
-/// it.
+/// timed out, may still have its effect.
 #[derive(Debug)]
 pub struct MongoStore {
     collections: Collections,
@@ -169,11 +168,9 @@ impl MongoStore {
         let work = work(self.collections.clone());
         self.tasks.spawn("mongodb call", async move {
             let _permit = permit;
-            // Nobody waits for it any more when the caller has gone; the effect is what counts. But a server that
-            // vanished without a word would keep its statements, and their places, for as long as TCP waits.
-            if let Ok(answer) = timeout(limit * 2, work).await {
-                let _ = sender.send(answer);
-            }
+            // Nobody waits for it any more when the caller has gone; the effect is what counts. Statements to a server
+            // that vanished without a word are ended by the driver, once its own look at that server gets no answer.
+            let _ = sender.send(work.await);
         });
         timeout_at(deadline, answer).await.map_err(late)?.map_err(StoreError::unavailable)?
     }
