@@ -36,7 +36,7 @@ use crate::source::postgres::pool::Pool;
 use crate::source::postgres::replica::Replica;
 use crate::source::postgres::tls::{Target, UrlError};
 use crate::source::{Source, SourceError};
-use crate::store::{self, OpenError, PackCache, SnapshotStore};
+use crate::store::{self, GuardedStore, OpenError, PackCache, SnapshotStore};
 use crate::task::{StillRunning, Tasks};
 
 /// How long work may take to end once it was told to. It only has to notice: nothing waits for others any more.
@@ -71,6 +71,9 @@ impl Rooms {
         let (tasks, metrics) = (Tasks::new(), Metrics::new());
         let source = open_source(config, &tasks, &metrics)?;
         let store = open_store(config, &tasks).await?;
+        let patience = config.store.patience();
+        let store: Arc<dyn SnapshotStore> =
+            Arc::new(GuardedStore::new(store, patience, tasks.clone(), metrics.clone()));
         let dumps = Dumps::new(source.clone(), store.clone(), tasks.clone(), config.dump.clone(), metrics.clone());
         Ok(Self { tasks, source, store, dumps, metrics })
     }

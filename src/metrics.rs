@@ -40,6 +40,8 @@ pub struct Metrics {
     /// Dumps that were published.
     pub dumps_finished: Counter,
     dumps_failed: Family<ReasonLabel, Counter>,
+    /// Dumps of other instances that were followed to their end instead of scanning too.
+    pub dumps_followed: Counter,
     /// Rows read by dumps.
     pub scanned_rows: Counter,
     /// Bytes of the lines made from those rows.
@@ -54,6 +56,12 @@ pub struct Metrics {
     /// Bytes in spool files.
     pub spool_bytes: Gauge,
     published_snapshots: Family<SchemaLabel, Gauge>,
+    /// 1 while the store does not answer.
+    pub store_down: Level,
+    /// Finished dumps that the store has not taken yet.
+    pub unstored_dumps: Level,
+    /// Published snapshots that could not be read and were put aside.
+    pub snapshots_put_aside: Counter,
     /// Seconds for which an open writer has been holding back the watermark that is being looked for; 0: none does, or
     /// nobody has asked.
     pub watermark_held_seconds: Seconds,
@@ -178,6 +186,8 @@ impl Metrics {
         all.register("dumps_started", "Dumps whose turn came", metrics.dumps_started.clone());
         all.register("dumps_finished", "Dumps that were published", metrics.dumps_finished.clone());
         all.register("dumps_failed", "Dumps that were not published, by reason", metrics.dumps_failed.clone());
+        let help = "Dumps of other instances that were followed to their end";
+        all.register("dumps_followed", help, metrics.dumps_followed.clone());
         all.register("scanned_rows", "Rows read by dumps", metrics.scanned_rows.clone());
         all.register_with_unit("scanned", "Lines made by dumps", Unit::Bytes, metrics.scanned_bytes.clone());
         all.register("live_dumps", "Dumps in progress", metrics.live_dumps.0.clone());
@@ -188,6 +198,11 @@ impl Metrics {
         all.register_with_unit("spool", "Spool files of all dumps", Unit::Bytes, metrics.spool_bytes.clone());
         let help = "Current snapshots in the store at the last round of this instance's background job, by schema";
         all.register("published_snapshots", help, metrics.published_snapshots.clone());
+        all.register("store_down", "1 while the snapshot store does not answer", metrics.store_down.0.clone());
+        let help = "Finished dumps that the store has not taken yet: served from their spools, and stored again";
+        all.register("unstored_dumps", help, metrics.unstored_dumps.0.clone());
+        let help = "Published snapshots that could not be read and were put aside";
+        all.register("snapshots_put_aside", help, metrics.snapshots_put_aside.clone());
         let help = "For how long an open writer has been holding back the watermark that is being looked for";
         all.register_with_unit("watermark_held", help, Unit::Seconds, metrics.watermark_held_seconds.clone());
         all.register("pool_in_use", "PostgreSQL connections in use", metrics.pool_in_use.clone());
@@ -231,6 +246,7 @@ impl Metrics {
             dumps_started: Counter::default(),
             dumps_finished: Counter::default(),
             dumps_failed: Family::default(),
+            dumps_followed: Counter::default(),
             scanned_rows: Counter::default(),
             scanned_bytes: Counter::default(),
             live_dumps: Level::default(),
@@ -239,6 +255,9 @@ impl Metrics {
             cut_clients: Family::default(),
             spool_bytes: Gauge::default(),
             published_snapshots: Family::default(),
+            store_down: Level::default(),
+            unstored_dumps: Level::default(),
+            snapshots_put_aside: Counter::default(),
             watermark_held_seconds: Seconds::default(),
             pool_in_use: Family::default(),
             pool_waiting: Family::default(),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make test`: cargo test against a PostgreSQL and a MongoDB of its own, in a directory that is thrown away.
 # What stands in HEADSTART_TEST_POSTGRES_URL (with HEADSTART_TEST_POSTGRES_BIN) or HEADSTART_TEST_MONGODB_URL is used
-# instead. Arguments go to cargo test.
+# instead; replica sets of three nodes are made of the program in HEADSTART_TEST_MONGOD. Arguments go to cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/dev/machine.sh
@@ -35,7 +35,10 @@ if [ -z "${HEADSTART_TEST_MONGODB_URL:-}" ]; then
     port=$(deploy/dev/mongod.sh start "$work/mongod")
     HEADSTART_TEST_MONGODB_URL="mongodb://127.0.0.1:$port/?replicaSet=rs0"
 fi
-export HEADSTART_TEST_POSTGRES_BIN HEADSTART_TEST_POSTGRES_URL HEADSTART_TEST_MONGODB_URL
+if [ -z "${HEADSTART_TEST_MONGOD:-}" ]; then
+    HEADSTART_TEST_MONGOD=$(deploy/dev/mongod.sh bin)
+fi
+export HEADSTART_TEST_MONGOD HEADSTART_TEST_POSTGRES_BIN HEADSTART_TEST_POSTGRES_URL HEADSTART_TEST_MONGODB_URL
 say "tests against $HEADSTART_TEST_POSTGRES_URL and $HEADSTART_TEST_MONGODB_URL"
 
 cargo test "$@"

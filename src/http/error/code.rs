@@ -210,7 +210,7 @@ fn dump_code(error: &DumpError) -> Code {
         DumpError::Source(error) => source_code(error),
         DumpError::Spool(_) | DumpError::SpoolFull { .. } | DumpError::Overloaded => Code::Overloaded,
         // The tables keep changing, or the dump has gone elsewhere: the next request finds where things stand.
-        DumpError::SchemaChanged | DumpError::Elsewhere => Code::Overloaded,
+        DumpError::SchemaChanged | DumpError::Elsewhere | DumpError::Orphaned => Code::Overloaded,
         DumpError::Stopping => Code::Stopping,
         DumpError::Frame(_) | DumpError::Broken => Code::Internal,
     }

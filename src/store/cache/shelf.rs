@@ -110,14 +110,9 @@ impl Shelf {
     /// Looks for an entry and joins its load or begins one if it is not there.
     pub fn look_up(self: &Arc<Self>, key: &Key) -> Lookup {
         self.change(|state, _| match state.entries.get_mut(key) {
-            Some(Entry::Ready { value, weight, pins, idle_since }) => {
-                if *pins == 0 {
-                    state.idle.remove(idle_since);
-                    state.idle_bytes -= *weight;
-                }
-                *pins += 1;
-                self.metrics.hits.inc();
-                Lookup::Ready(value.clone(), Pin { shelf: self.clone(), key: key.clone() })
+            Some(Entry::Ready { value, .. }) => {
+                let value = value.clone();
+                Lookup::Ready(value, self.hit(state, key))
             }
             Some(Entry::Loading(waiting)) => {
                 let (sender, answer) = oneshot::channel();
@@ -132,6 +127,21 @@ impl Shelf {
                 Lookup::Load(answer, Ticket { shelf: self.clone(), key: key.clone(), open: true })
             }
         })
+    }
+
+    /// An entry that is there; nothing is loaded.
+    pub fn peek(self: &Arc<Self>, key: &Key) -> Option<(Value, Pin)> {
+        self.change(|state, _| match state.entries.get(key) {
+            Some(Entry::Ready { value, .. }) => Some((value.clone(), self.hit(state, key))),
+            Some(Entry::Loading(_)) | None => None,
+        })
+    }
+
+    /// Pins an entry that is there.
+    fn hit(self: &Arc<Self>, state: &mut State, key: &Key) -> Pin {
+        state.pin(key);
+        self.metrics.hits.inc();
+        Pin { shelf: self.clone(), key: key.clone() }
     }
 
     /// Room for a load, once there is some; `None` when there was none in time, or the shelf is smaller than that.
@@ -227,6 +237,15 @@ impl State {
             // Only the load's own ticket ends it, once.
             Some(Entry::Ready { .. }) | None => Vec::new(),
         }
+    }
+
+    fn pin(&mut self, key: &Key) {
+        let Some(Entry::Ready { weight, pins, idle_since, .. }) = self.entries.get_mut(key) else { return };
+        if *pins == 0 {
+            self.idle.remove(idle_since);
+            self.idle_bytes -= *weight;
+        }
+        *pins += 1;
     }
 
     fn unpin(&mut self, key: &Key) {

@@ -43,7 +43,7 @@ async fn told_to_stop_it_ends_in_order_and_in_time() {
     assert_eq!(store.acquire(&org, other, Duration::from_secs(1)).await.unwrap(), None, "the service has the lease");
 
     let told = Instant::now();
-    server.terminate();
+    server.signal("TERM");
     let not_ready = async || {
         let answer =
             server.client.get(format!("{}/readyz", server.admin)).send().await.expect("operators are answered");

@@ -172,15 +172,16 @@ impl Server {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
     }
 
-    /// Asks it to stop: SIGTERM.
-    pub fn terminate(&self) {
-        let killed = Command::new("/bin/kill").arg(self.child.id().to_string()).status().expect("run kill");
-        assert!(killed.success());
+    /// Sends it a signal by its name.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("/bin/kill").args(["-s", name, &pid]).status().expect("run kill");
+        assert!(sent.success(), "kill -s {name} {pid}");
     }
 
     /// Asks it to stop and gives its exit status.
     pub async fn stop(self) -> std::process::ExitStatus {
-        self.terminate();
+        self.signal("TERM");
         self.ended().await
     }
 

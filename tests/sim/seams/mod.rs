@@ -31,7 +31,7 @@ use headstart::serve::bootstrap::BootstrapSettings;
 use headstart::serve::delta::DeltaSettings;
 use headstart::serve::{ServeSettings, Service};
 use headstart::source::memory::MemorySource;
-use headstart::store::{CacheSettings, MemoryStore, PackCache, SnapshotStore};
+use headstart::store::{CacheSettings, GuardedStore, MemoryStore, PackCache, SnapshotStore};
 use headstart::task::Tasks;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -100,6 +100,8 @@ impl World {
         let store = LinkedStore { store: self.store.clone(), history: self.history.clone(), link: link.clone() };
         let store: Arc<dyn SnapshotStore> = Arc::new(store);
         let (tasks, metrics) = (Tasks::new(), Metrics::new());
+        let store: Arc<dyn SnapshotStore> =
+            Arc::new(GuardedStore::new(store, Duration::from_secs(2), tasks.clone(), metrics.clone()));
         // Small, so that there are several frames and dumps that wait.
         let settings = DumpSettings {
             concurrent: 1,
