@@ -24,5 +24,5 @@ for target in "${targets[@]}"; do
     HEADSTART_FUZZ_TARGET=$target "$fuzz" "$corpus" "${seeds[@]}" -max_total_time="$seconds" -timeout=5 \
         -rss_limit_mb=1024 -malloc_limit_mb=512 -max_len=65536 -verbosity=0 -print_final_stats=1 \
         -artifact_prefix=".dev/fuzz/$target-" 2>"$corpus.log" || { tail -40 "$corpus.log"; die "$target: the fuzzer failed"; }
-    say "$target: $(sed -n 's/.*number_of_executed_units: *//p' "$corpus.log") inputs, $(ls "$corpus" | wc -l) of them kept"
+    say "$target: $(sed -n 's/.*number_of_executed_units: *//p' "$corpus.log") inputs, $(find "$corpus" -type f | wc -l) of them kept"
 done

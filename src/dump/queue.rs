@@ -400,6 +400,10 @@ fn grants(live: &LiveDump, wish: Wish) -> bool {
     if !live.has_begun() {
         return true;
     }
+    // One that failed stays until its lease is given back.
+    if matches!(live.end(), Some(Err(_))) {
+        return false;
+    }
     match wish {
         Wish::Background | Wish::Any => true,
         // Until the scan is open the watermark is unknown: the reader waits for it and asks again if it is too low.
