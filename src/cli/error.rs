@@ -6,6 +6,7 @@ use crate::app::AppError;
 use crate::auth::KeyError;
 use crate::chain::Chain;
 use crate::cli::INTERRUPTED;
+use crate::cli::init::InitError;
 use crate::cli::seed::SeedError;
 use crate::config::ConfigErrors;
 use crate::dump::DumpError;
@@ -55,6 +56,9 @@ pub enum CliError {
     /// The change log could not be trimmed.
     #[error(transparent)]
     Trim(#[from] RoundError),
+    /// No catalog could be proposed.
+    #[error(transparent)]
+    Init(#[from] InitError),
     /// The demonstration workspace.
     #[error(transparent)]
     Seed(#[from] SeedError),

@@ -7,6 +7,7 @@ pub mod check;
 pub mod config;
 pub mod dump;
 mod error;
+pub mod init;
 pub mod migrate;
 pub mod probe;
 pub mod seed;
@@ -30,6 +31,7 @@ use crate::telemetry;
 const EXAMPLES: &str = "\
 Examples:
   headstart seed --scale small            a workspace to try it with
+  headstart init                          or a first catalog for tables of your own
   headstart migrate --apply               the change log in the database
   headstart check                         whether all is in order
   headstart serve                         the service
@@ -74,6 +76,8 @@ enum Command {
 /// The commands that do one thing and end.
 #[derive(Subcommand)]
 enum Job {
+    /// Propose a catalog for the tables that are there
+    Init(init::InitArgs),
     /// Look at the settings, the catalog, the database and the store, and say what is wrong and how to mend it
     Check,
     /// Print what the change log needs in the database, or make it
@@ -128,6 +132,7 @@ impl Cli {
 impl Job {
     async fn carry_out(self, config: &Config) -> Result<(), CliError> {
         match self {
+            Self::Init(args) => with_tasks(async |tasks| init::run(&args, config, tasks).await).await,
             Self::Check => with_tasks(async |tasks| check::run(config, tasks).await).await,
             Self::Migrate(args) => with_tasks(async |tasks| migrate::run(&args, config, tasks).await).await,
             Self::Dump(args) => {
