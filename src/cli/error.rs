@@ -47,6 +47,14 @@ pub enum CliError {
     /// Some orgs have no new snapshot. Each was told.
     #[error("{0} of the dumps failed")]
     Dumps(usize),
+    /// Some orgs differ from their snapshots, or could not be compared. Each was told.
+    #[error("orgs that differ: {differ}, that could not be compared: {failed}")]
+    Verify {
+        /// How many differ.
+        differ: usize,
+        /// How many could not be compared.
+        failed: usize,
+    },
     /// A stored manifest is damaged.
     #[error("a manifest in the store is damaged")]
     Manifest(#[from] ManifestError),

@@ -15,6 +15,7 @@ pub mod serve;
 pub mod snapshots;
 mod table;
 pub mod token;
+pub mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,11 +38,12 @@ Examples:
   headstart serve                         the service
   headstart token --org 7 --user 42       a token for it
   headstart dump --all                    snapshots for every org whose own is not fresh
+  headstart verify --all                  whether they, and the changes after them, are what the tables hold
   headstart config postgres --explain     what is set of PostgreSQL, and what it means
 
 Exit codes:
   0    done
-  1    it failed, or a check found an error
+  1    it failed, a check found an error, or verify a difference
   2    the command line makes no sense
   3    the settings or the catalog make none, or don't fit the tables
   130  it was told to stop before it was done";
@@ -84,6 +86,8 @@ enum Job {
     Migrate(migrate::MigrateArgs),
     /// Make snapshots now, of one org or of all
     Dump(dump::DumpArgs),
+    /// Hold snapshots and the changes after them against the live rows, and name what differs
+    Verify(verify::VerifyArgs),
     /// List, show or delete the snapshots in the store
     Snapshots(snapshots::SnapshotsArgs),
     /// Print a token for development, signed with auth.hs256_secret
@@ -138,6 +142,12 @@ impl Job {
             Self::Dump(args) => {
                 let rooms = Rooms::open(config).await?;
                 let done = dump::run(args, &rooms, &config.freshness).await;
+                let closed = rooms.close().await;
+                done.and(closed.map_err(CliError::from))
+            }
+            Self::Verify(args) => {
+                let rooms = Rooms::open(config).await?;
+                let done = verify::run(&args, &rooms).await;
                 let closed = rooms.close().await;
                 done.and(closed.map_err(CliError::from))
             }

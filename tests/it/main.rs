@@ -35,4 +35,5 @@ mod store;
 mod support;
 mod tracker;
 mod triggers;
+mod verify;
 mod watermark;
