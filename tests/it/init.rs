@@ -8,6 +8,7 @@ use crate::support::server::Setup;
 const SHOP: &str = include_str!("init/shop.sql");
 const TRACKER: &str = include_str!("init/tracker.sql");
 const CHAT: &str = include_str!("init/chat.sql");
+const ODD: &str = include_str!("init/odd.sql");
 
 async fn database(sql: &str) -> Database {
     let database = Database::create().await;
@@ -159,6 +160,37 @@ async fn a_chat_without_foreign_keys() {
         "groups: channel (channel_members; not usable yet",
     ] {
         assert!(said.contains(left), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn names_and_types_that_nobody_expects() {
+    let database = database(ODD).await;
+    let sql =
+        "INSERT INTO \"Weird Schema\".accounts VALUES (1); INSERT INTO \"Weird Schema\".\"line\nbreak\" VALUES (1, 1)";
+    database.execute(sql).await;
+    let (catalog, said) = adopted(&database);
+    let expected = [
+        "Account Weird Schema.accounts: id",
+        "BigRef big_ref: account_id",
+        "Dom dom: account_id",
+        "DomChild dom_child: < Dom by dom_id",
+        "Enumish enumish: account_id",
+        "LineBreak Weird Schema.line\nbreak: account_id",
+        "PublicSyncAction sync_actions: account_id",
+        "Select Weird Schema.select: account_id",
+        "Self self: account_id",
+        "WeirdSchema Weird Schema.😀: account_id",
+    ];
+    holds(&catalog, &expected);
+    assert_eq!(Catalog::parse(&catalog).unwrap().log().table.to_string(), "headstart_sync_actions");
+    for left in [
+        "Weird Schema.dot.ted: a dot",
+        "base: it shares rows",
+        "derived: it shares",
+        "no_columns: it has no primary key",
+    ] {
+        assert!(said.contains(&format!("left out: {left}")), "{said}");
     }
 }
 

@@ -35,7 +35,7 @@ pub fn catalog(proposal: &Proposal) -> String {
     comment(
         &mut text,
         "",
-        "`Decide:` marks what only you can know; where a guess could show too much or too little, it shows too little.",
+        "`Decide:` marks what only you can know. Where the tables hint at a narrower audience, that is taken; what nothing hints at, the whole org sees.",
     );
     text.push_str("#\n");
     text.push_str(LEGEND);

@@ -1,7 +1,7 @@
 //! How each table's rows reach their org and their groups: by columns of their own, or by way of a parent.
 //!
-//! Where a guess could show a row to too many or to too few, it is the second: what is missing is noticed, what leaks is
-//! not. Every such guess is said.
+//! Where the tables hint at a narrower audience, that is taken: what is missing is noticed, what leaks is not. What nothing
+//! hints at, the whole org sees. Every such guess is said.
 
 use std::collections::BTreeMap;
 
@@ -110,6 +110,7 @@ impl Lineage<'_> {
         self.name_groups(place, &mut standing);
         standing.restricted = !standing.groups.is_empty();
         let needs_groups = standing.groups.is_empty() && self.people.users != Some(place);
+        self.name_user(place, &mut standing);
         if standing.org.is_some() && !needs_groups {
             return Some(standing);
         }
@@ -188,6 +189,19 @@ impl Lineage<'_> {
         }
         for edge in passed {
             standing.why.push(format!("`{}` leads to a group, too; not taken for one that sees the row.", edge.column));
+        }
+    }
+
+    /// Whose a row is, where nothing says that only they see it.
+    fn name_user(&self, place: usize, standing: &mut Standing) {
+        let Some(users) = self.people.users.filter(|users| *users != place) else { return };
+        let mut edges = self.graph.between(place, users).into_iter();
+        let owner = edges.find(|edge| edge.namesake && !edge.array && !words::role(&edge.column));
+        if let Some(edge) = owner.filter(|_| !standing.groups.contains_key("user")) {
+            standing.decide.push(format!(
+                "Each row names a user in `{0}`. If it is for that user only: groups = {{ user = \"{0}\" }}.",
+                edge.column
+            ));
         }
     }
 

@@ -13,8 +13,8 @@
 //!    by its name is left out, each with what would mend it ([`eligible`]).
 //! 5. The size of the largest org's share decides when clients get the rows ([`load`]).
 //!
-//! Every guess is said where it was made, and every doubt that only a person can settle. Where a guess could show too much
-//! or too little, it shows too little.
+//! Every guess is said where it was made, and every doubt that only a person can settle. Where the tables hint at a
+//! narrower audience, that is taken; what nothing hints at, the whole org sees.
 
 pub mod eligible;
 pub mod fields;

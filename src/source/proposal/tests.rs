@@ -183,6 +183,16 @@ fn members_make_groups_and_rows_below_them_are_theirs() {
 }
 
 #[test]
+fn whose_a_row_is_is_asked() {
+    let proposal = proposed(&office(vec![
+        table("time_entry", "id: uuid!, org_id: uuid! > org, user_id: uuid! > app_user"),
+        table("post", "id: uuid!, org_id: uuid! > org, author_id: uuid! > app_user"),
+    ]));
+    let asked = |name: &str| model(&proposal, name).decide.iter().any(|doubt| doubt.contains("for that user only"));
+    assert!(asked("TimeEntry") && !asked("Post") && !asked("TeamMember"));
+}
+
+#[test]
 fn who_points_at_a_group_is_not_in_it() {
     let proposal = proposed(&office(vec![
         table("report", "id: uuid!, org_id: uuid! > org, escalation_squad: uuid > team"),
