@@ -38,6 +38,7 @@ use crate::source::postgres::tls::{Target, UrlError};
 use crate::source::{Source, SourceError};
 use crate::store::{self, GuardedStore, OpenError, PackCache, SnapshotStore};
 use crate::task::{StillRunning, Tasks};
+use crate::verify::rounds::Rounds;
 
 /// How long work may take to end once it was told to. It only has to notice: nothing waits for others any more.
 pub const END_WITHIN: Duration = Duration::from_secs(10);
@@ -161,6 +162,7 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
             Runner::new(source.clone(), store.clone(), dumps, limits, renew_after, tasks, metrics).start(stop.clone());
         }
         Trimmer::new(source.clone(), store.clone(), config.trim.clone(), metrics.clone()).start(tasks);
+        Rounds::new(source.clone(), store.clone(), config.verify.clone(), metrics.clone()).start(tasks);
         tracing::info!(listen = ?listeners.client.local_addr(), "clients are served");
         server::serve(
             server::without_delay(listeners.client),

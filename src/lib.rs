@@ -13,7 +13,7 @@
 //! | 7 | [`app`], [`config`], [`telemetry`], [`cli`] | assembly, settings, the command line |
 //! | 6 | [`http`] | HTTP in, a stream of lines out; the only place with status codes |
 //! | 5 | [`serve`] | what the service does for a caller, without a word of HTTP |
-//! | 4 | [`dump`] | making snapshots: one scan an org, any number of readers |
+//! | 4 | [`dump`], [`verify`] | making snapshots: one scan an org, any number of readers; holding them against the live rows |
 //! | 3 | [`source`], [`store`], [`auth`] | the two seams (the database, the snapshot store) and who a caller is |
 //! | 2 | [`snapshot`], [`wire`] | the formats: frames, packs, manifests; lines. Pure |
 //! | 1 | [`model`], [`metrics`], [`task`], [`chain`] | the words, and what every room needs |
@@ -44,6 +44,8 @@
 //!   [`http::lines`].
 //! - **Delta**: [`http::delta`] → [`serve::delta`] → watermark → [`source::Source::actions`] (the last of each object) →
 //!   [`serve::batch`] (the rows as they are now) → [`http::body`]. The actions after a bootstrap's snapshot go the same way.
+//! - **Verify**: [`verify::Verifier`] → the packs → [`source::Source::scan`] → what differs → [`source::Source::actions`]: does
+//!   the log tell each group of it?
 //! - **The log's end**: [`dump::trim`] → [`source::Source::trim`], never below what a kept snapshot needs.
 //!
 //! # Where the bytes are
@@ -68,4 +70,5 @@ pub mod source;
 pub mod store;
 pub mod task;
 pub mod telemetry;
+pub mod verify;
 pub mod wire;

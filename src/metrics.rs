@@ -35,6 +35,8 @@ pub struct Metrics {
     resyncs: Family<ReasonLabel, Counter>,
     /// Actions removed from the change log.
     pub trimmed_actions: Counter,
+    verified_orgs: Family<OutcomeLabel, Counter>,
+    verify_differences: Counter,
     /// Dumps whose turn came. Each of them is in progress, was published, or failed.
     pub dumps_started: Counter,
     /// Dumps that were published.
@@ -162,6 +164,11 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabel {
     pool: &'static str,
 }
@@ -183,6 +190,10 @@ impl Metrics {
         all.register("told_actions", "Sync actions told to clients, by answer", metrics.told_actions.clone());
         all.register("resyncs", "Deltas that only a bootstrap could answer, by reason", metrics.resyncs.clone());
         all.register("trimmed_actions", "Actions removed from the change log", metrics.trimmed_actions.clone());
+        let help = "Comparisons of an org's snapshot and actions with the live rows, by outcome";
+        all.register("verified_orgs", help, metrics.verified_orgs.clone());
+        let help = "Rows found by such comparisons that changed behind the change log's back";
+        all.register("verify_differences", help, metrics.verify_differences.clone());
         all.register("dumps_started", "Dumps whose turn came", metrics.dumps_started.clone());
         all.register("dumps_finished", "Dumps that were published", metrics.dumps_finished.clone());
         all.register("dumps_failed", "Dumps that were not published, by reason", metrics.dumps_failed.clone());
@@ -243,6 +254,8 @@ impl Metrics {
             told_actions: Family::default(),
             resyncs: Family::default(),
             trimmed_actions: Counter::default(),
+            verified_orgs: Family::default(),
+            verify_differences: Counter::default(),
             dumps_started: Counter::default(),
             dumps_finished: Counter::default(),
             dumps_failed: Family::default(),
@@ -346,6 +359,12 @@ impl Metrics {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.published_snapshots.get_or_create(&SchemaLabel { schema }).set(count);
         }
+    }
+
+    /// Counts a comparison with the live rows by its outcome, and the differences it found.
+    pub fn verified(&self, outcome: &'static str, differences: u64) {
+        self.verified_orgs.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.verify_differences.inc_by(differences);
     }
 
     /// Counts a dump that was not published, by the word for why.

@@ -18,7 +18,7 @@ const FLOORS: [&[&str]; 8] = [
     &["model", "metrics", "task", "chain"],
     &["snapshot", "wire"],
     &["source", "store", "auth"],
-    &["dump"],
+    &["dump", "verify"],
     &["serve"],
     &["http"],
     &["app", "config", "telemetry", "cli"],

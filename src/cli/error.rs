@@ -6,6 +6,7 @@ use crate::app::AppError;
 use crate::auth::KeyError;
 use crate::chain::Chain;
 use crate::cli::INTERRUPTED;
+use crate::cli::init::InitError;
 use crate::cli::seed::SeedError;
 use crate::config::ConfigErrors;
 use crate::dump::DumpError;
@@ -46,6 +47,14 @@ pub enum CliError {
     /// Some orgs have no new snapshot. Each was told.
     #[error("{0} of the dumps failed")]
     Dumps(usize),
+    /// Some orgs differ from their snapshots, or could not be compared. Each was told.
+    #[error("orgs that differ: {differ}, that could not be compared: {failed}")]
+    Verify {
+        /// How many differ.
+        differ: usize,
+        /// How many could not be compared.
+        failed: usize,
+    },
     /// A stored manifest is damaged.
     #[error("a manifest in the store is damaged")]
     Manifest(#[from] ManifestError),
@@ -55,6 +64,9 @@ pub enum CliError {
     /// The change log could not be trimmed.
     #[error(transparent)]
     Trim(#[from] RoundError),
+    /// No catalog could be proposed.
+    #[error(transparent)]
+    Init(#[from] InitError),
     /// The demonstration workspace.
     #[error(transparent)]
     Seed(#[from] SeedError),

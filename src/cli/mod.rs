@@ -7,6 +7,7 @@ pub mod check;
 pub mod config;
 pub mod dump;
 mod error;
+pub mod init;
 pub mod migrate;
 pub mod probe;
 pub mod seed;
@@ -14,6 +15,7 @@ pub mod serve;
 pub mod snapshots;
 mod table;
 pub mod token;
+pub mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,16 +32,18 @@ use crate::telemetry;
 const EXAMPLES: &str = "\
 Examples:
   headstart seed --scale small            a workspace to try it with
+  headstart init                          or a first catalog for tables of your own
   headstart migrate --apply               the change log in the database
   headstart check                         whether all is in order
   headstart serve                         the service
   headstart token --org 7 --user 42       a token for it
   headstart dump --all                    snapshots for every org whose own is not fresh
+  headstart verify --all                  whether they, and the changes after them, are what the tables hold
   headstart config postgres --explain     what is set of PostgreSQL, and what it means
 
 Exit codes:
   0    done
-  1    it failed, or a check found an error
+  1    it failed, a check found an error, or verify a difference
   2    the command line makes no sense
   3    the settings or the catalog make none, or don't fit the tables
   130  it was told to stop before it was done";
@@ -74,12 +78,16 @@ enum Command {
 /// The commands that do one thing and end.
 #[derive(Subcommand)]
 enum Job {
+    /// Propose a catalog for the tables that are there
+    Init(init::InitArgs),
     /// Look at the settings, the catalog, the database and the store, and say what is wrong and how to mend it
     Check,
     /// Print what the change log needs in the database, or make it
     Migrate(migrate::MigrateArgs),
     /// Make snapshots now, of one org or of all
     Dump(dump::DumpArgs),
+    /// Hold snapshots and the changes after them against the live rows, and name what differs
+    Verify(verify::VerifyArgs),
     /// List, show or delete the snapshots in the store
     Snapshots(snapshots::SnapshotsArgs),
     /// Print a token for development, signed with auth.hs256_secret
@@ -128,11 +136,18 @@ impl Cli {
 impl Job {
     async fn carry_out(self, config: &Config) -> Result<(), CliError> {
         match self {
+            Self::Init(args) => with_tasks(async |tasks| init::run(&args, config, tasks).await).await,
             Self::Check => with_tasks(async |tasks| check::run(config, tasks).await).await,
             Self::Migrate(args) => with_tasks(async |tasks| migrate::run(&args, config, tasks).await).await,
             Self::Dump(args) => {
                 let rooms = Rooms::open(config).await?;
                 let done = dump::run(args, &rooms, &config.freshness).await;
+                let closed = rooms.close().await;
+                done.and(closed.map_err(CliError::from))
+            }
+            Self::Verify(args) => {
+                let rooms = Rooms::open(config).await?;
+                let done = verify::run(&args, &rooms).await;
                 let closed = rooms.close().await;
                 done.and(closed.map_err(CliError::from))
             }

@@ -39,6 +39,7 @@ use crate::source::postgres::scan::ScanSettings;
 use crate::source::postgres::watermark::WatermarkSettings;
 use crate::store::StoreSettings;
 use crate::telemetry::LogSettings;
+use crate::verify::rounds::VerifySettings;
 
 /// Every setting of the service, by section.
 #[derive(Clone, Serialize, Deserialize)]
@@ -60,6 +61,8 @@ pub struct Config {
     pub freshness: Limits,
     /// How long the change log is kept.
     pub trim: TrimSettings,
+    /// Whether snapshots are held against the live rows on a schedule.
+    pub verify: VerifySettings,
     /// What a bootstrap allows.
     pub bootstrap: BootstrapSettings,
     /// What a delta allows.

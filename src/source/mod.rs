@@ -6,6 +6,7 @@
 pub mod memory;
 pub mod migrate;
 pub mod postgres;
+pub mod proposal;
 pub mod sql;
 
 use std::collections::{BTreeMap, HashMap};

@@ -21,6 +21,7 @@ use headstart::source::postgres::replica::ReplicaSettings;
 use headstart::source::postgres::scan::ScanSettings;
 use headstart::source::postgres::watermark::WatermarkSettings;
 use headstart::store::StoreSettings;
+use headstart::verify::rounds::VerifySettings;
 use tempfile::NamedTempFile;
 
 fn file(text: &str) -> NamedTempFile {
@@ -79,6 +80,7 @@ fn the_embedded_file_and_the_structs_hold_the_same_settings() {
     same(&config.store, &StoreSettings::default());
     same(&config.dump, &DumpSettings::default());
     same(&config.trim, &TrimSettings::default());
+    same(&config.verify, &VerifySettings::default());
     same(&config.bootstrap, &BootstrapSettings::default());
     same(&config.delta, &DeltaSettings::default());
     same(&config.http, &HttpSettings::default());

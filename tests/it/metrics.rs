@@ -25,6 +25,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("headstart_keys_joined", "needs a statement that is held back: serve/batch/tests.rs"),
     ("headstart_keys_waiting", "the same"),
     ("headstart_slow_clients", "needs clients that stop reading: fire/slow.rs"),
+    ("headstart_verify_differences", "needs rows changed behind the log's back: verify.rs"),
 ];
 
 /// Every family that was declared, and whether it was ever seen at another value than 0.

@@ -63,7 +63,7 @@ impl FoundTable {
 pub struct FoundColumn {
     /// `format_type`, with its schema unless it is PostgreSQL's own.
     pub sql_type: String,
-    /// The same of the type below a domain.
+    /// The same of the type below all domains.
     pub base_type: String,
     /// Whether values are arrays.
     pub array: bool,
@@ -214,7 +214,11 @@ async fn read_table(client: &Client, table: &TableName) -> Result<Option<FoundTa
                       coalesce(b.typcategory, t.typcategory) = 'A', a.attgenerated <> '',
                       NOT a.attnotnull
                FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-               LEFT JOIN pg_type b ON b.oid = t.typbasetype
+               LEFT JOIN LATERAL (
+                   WITH RECURSIVE below(oid) AS (
+                       SELECT t.typbasetype WHERE t.typtype = 'd'
+                       UNION ALL SELECT d.typbasetype FROM below JOIN pg_type d USING (oid) WHERE d.typtype = 'd')
+                   SELECT p.oid, p.typcategory FROM below JOIN pg_type p USING (oid) WHERE p.typtype <> 'd') b ON true
                WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped";
     for row in client.query(sql, &[&name]).await? {
         let column = FoundColumn {

@@ -264,7 +264,7 @@ impl<'a> Inspection<'a> {
 }
 
 /// Scalars that are known by their text. Floats, intervals and the like are not: equal ones can have different texts.
-fn has_plain_text(codec: &Codec) -> bool {
+pub fn has_plain_text(codec: &Codec) -> bool {
     use Codec::{Bool, Date, Inet, Int2, Int4, Int8, MacAddr, Numeric, Oid, Text, Time, Timestamp, TimestampTz, Uuid};
     matches!(
         codec,
