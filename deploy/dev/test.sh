@@ -6,6 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/dev/machine.sh
 need_rust
+# Throw-away certificates are made with it.
+has openssl || install_packages openssl openssl
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/headstart-test.XXXXXX")
 chmod 755 "$work"
@@ -35,7 +37,10 @@ if [ -z "${HEADSTART_TEST_MONGODB_URL:-}" ]; then
     port=$(deploy/dev/mongod.sh start "$work/mongod")
     HEADSTART_TEST_MONGODB_URL="mongodb://127.0.0.1:$port/?replicaSet=rs0"
 fi
-export HEADSTART_TEST_POSTGRES_BIN HEADSTART_TEST_POSTGRES_URL HEADSTART_TEST_MONGODB_URL
+if [ -z "${HEADSTART_TEST_MONGOD:-}" ]; then
+    HEADSTART_TEST_MONGOD=$(deploy/dev/mongod.sh bin)
+fi
+export HEADSTART_TEST_MONGOD HEADSTART_TEST_POSTGRES_BIN HEADSTART_TEST_POSTGRES_URL HEADSTART_TEST_MONGODB_URL
 say "tests against $HEADSTART_TEST_POSTGRES_URL and $HEADSTART_TEST_MONGODB_URL"
 
 cargo test "$@"

@@ -30,7 +30,7 @@ pub async fn batch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
-    let claims = identity::identify(&headers, &http.keys)?;
+    let claims = identity::identify(&headers, &http.keys).await?;
     let encoding = http.encoding(&headers)?;
     let settings = http.service.batches();
     let query = read(&headers, body, settings, request.started()).await?;

@@ -22,6 +22,7 @@ pub mod encoding;
 pub mod error;
 #[cfg(test)]
 mod fake;
+pub mod guard;
 pub mod identity;
 pub mod lines;
 pub mod openapi;
@@ -154,7 +155,7 @@ pub struct Http {
 impl Http {
     /// Who asks, and what they hold.
     async fn caller(&self, headers: &HeaderMap, request: &RequestContext) -> Result<Caller, HttpError> {
-        let claims = identity::identify(headers, &self.keys)?;
+        let claims = identity::identify(headers, &self.keys).await?;
         let caller = self.service.caller(&claims).await?;
         request.identified(&caller);
         Ok(caller)

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use crate::http::error::Code;
 
 /// What every call with a token may be answered with.
-const COMMON: [Code; 9] = [
+const COMMON: [Code; 10] = [
     Code::Unauthenticated,
+    Code::IssuerUnavailable,
     Code::UriTooLong,
     Code::HeadersTooLarge,
     Code::DatabaseUnavailable,

@@ -18,6 +18,7 @@ mod delta;
 mod deploy;
 mod encode;
 mod http;
+mod issuer;
 mod load;
 mod lookup;
 mod metrics;
