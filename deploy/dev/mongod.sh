@@ -4,6 +4,7 @@
 #
 #   mongod.sh start DIR   prints the port; one that runs already is left as it is
 #   mongod.sh stop DIR
+#   mongod.sh bin         prints where the server's program is; installs it if missing
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/machine.sh"
@@ -57,5 +58,6 @@ stop() {
 case ${1:-} in
     start) install_server && start "$2" ;;
     stop) stop "$2" ;;
-    *) die "usage: mongod.sh start DIR | stop DIR" ;;
+    bin) install_server && echo "$mongod" ;;
+    *) die "usage: mongod.sh start DIR | stop DIR | bin" ;;
 esac
