@@ -6,8 +6,9 @@
 //! # Start and end
 //! The admin listener answers from the first moment on, so that whoever watches sees why the service is not ready yet.
 //! Clients are let in, and the background job begins, once the database has answered; the store may come later. When
-//! told to stop, the client listener closes first and answers in progress have `http.shutdown_grace_s`; then the admin
-//! listener closes; then all other work is told to end.
+//! told to stop, it is not ready any more, the client listener closes, the background job begins nothing new, and answers
+//! in progress have `http.shutdown_grace_s`; then the admin listener closes; then all other work is told to end and leases
+//! are given back.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ use crate::source::postgres::pool::Pool;
 use crate::source::postgres::replica::Replica;
 use crate::source::postgres::tls::{Target, UrlError};
 use crate::source::{Source, SourceError};
-use crate::store::{self, OpenError, PackCache, SnapshotStore};
+use crate::store::{self, GuardedStore, OpenError, PackCache, SnapshotStore};
 use crate::task::{StillRunning, Tasks};
 
 /// How long work may take to end once it was told to. It only has to notice: nothing waits for others any more.
@@ -71,6 +72,9 @@ impl Rooms {
         let (tasks, metrics) = (Tasks::new(), Metrics::new());
         let source = open_source(config, &tasks, &metrics)?;
         let store = open_store(config, &tasks).await?;
+        let patience = config.store.patience();
+        let store: Arc<dyn SnapshotStore> =
+            Arc::new(GuardedStore::new(store, patience, tasks.clone(), metrics.clone()));
         let dumps = Dumps::new(source.clone(), store.clone(), tasks.clone(), config.dump.clone(), metrics.clone());
         Ok(Self { tasks, source, store, dumps, metrics })
     }
@@ -128,12 +132,23 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
         batch: config.batch.clone(),
     };
     let service = Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings, metrics.clone());
-    let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http)?;
-    let admin_routes = admin::router(service, metrics.clone(), &config.admin);
+    let pacing = config.http.pacing(metrics.clone());
+    let (room, token) = (pacing.clone().make_room(service.crowded()), tasks.token().clone());
+    tasks.spawn("make room", async move {
+        token.run_until_cancelled(room).await;
+    });
+    let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http, &config.admission)?;
+    let admin_routes = admin::router(service, metrics.clone(), stop.clone(), &config.admin);
 
     let stop_admin = CancellationToken::new();
-    let operators =
-        server::serve(server::without_delay(listeners.admin), admin_routes, &config.http, tasks, stop_admin.clone());
+    let operators = server::serve(
+        server::without_delay(listeners.admin),
+        admin_routes,
+        &config.http,
+        &pacing,
+        tasks,
+        stop_admin.clone(),
+    );
     let clients = async {
         let _answers_end_first = stop_admin.drop_guard_ref();
         let Some(ready) = stop.run_until_cancelled(wait_for(&**source, config.postgres.startup_wait())).await else {
@@ -146,11 +161,19 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
         if config.dump.background {
             let (limits, renew_after) = (config.freshness, config.trim.renew_after());
             let (dumps, tasks, metrics) = (dumps.clone(), tasks.clone(), metrics.clone());
-            Runner::new(source.clone(), store.clone(), dumps, limits, renew_after, tasks, metrics).start();
+            Runner::new(source.clone(), store.clone(), dumps, limits, renew_after, tasks, metrics).start(stop.clone());
         }
         Trimmer::new(source.clone(), store.clone(), config.trim.clone(), metrics.clone()).start(tasks);
         tracing::info!(listen = ?listeners.client.local_addr(), "clients are served");
-        server::serve(server::without_delay(listeners.client), client_routes, &config.http, tasks, stop.clone()).await;
+        server::serve(
+            server::without_delay(listeners.client),
+            client_routes,
+            &config.http,
+            &pacing,
+            tasks,
+            stop.clone(),
+        )
+        .await;
         tracing::info!("the last answer has ended");
         Ok(())
     };

@@ -35,6 +35,8 @@
 //!   [`store::PackCache`] (the packs) → [`http::body`].
 //! - **Bootstrap without one**: the same door; the policy says no → [`dump::Dumps::join`] → follow the dump's frames
 //!   from the first one on → [`http::body`].
+//! - **Bootstrap while another instance dumps the org**: the same door; the lease is taken, so [`dump`] follows the pieces
+//!   that the other one announces in the [`store`], into a spool of its own.
 //! - **Refresh**: [`dump::runner`] → [`dump::policy`] → lease → [`dump::build`] → [`source::Source::scan`] → frames →
 //!   spool → packs → [`store::SnapshotStore::publish`].
 //! - **Batch**: [`http`] → [`serve::batch`] (claim a key or join who loads it) → [`serve::batch::plan`] (what the next

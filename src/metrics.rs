@@ -26,6 +26,8 @@ pub struct Metrics {
     registry: Arc<Registry>,
     requests: Family<RequestLabels, Counter>,
     answers: Family<AnswerLabels, Counter>,
+    in_progress: Family<KindLabel, Gauge>,
+    refused: Family<RefusedLabels, Counter>,
     first_byte: Family<RouteLabel, Histogram, fn() -> Histogram>,
     /// Bytes of answers given to sockets, as they were encoded.
     pub sent_bytes: Counter,
@@ -38,6 +40,8 @@ pub struct Metrics {
     /// Dumps that were published.
     pub dumps_finished: Counter,
     dumps_failed: Family<ReasonLabel, Counter>,
+    /// Dumps of other instances that were followed to their end instead of scanning too.
+    pub dumps_followed: Counter,
     /// Rows read by dumps.
     pub scanned_rows: Counter,
     /// Bytes of the lines made from those rows.
@@ -46,9 +50,18 @@ pub struct Metrics {
     pub live_dumps: Level,
     /// Answers that follow a dump.
     pub followers: Level,
+    /// Clients that have not taken a piece of their answer for a second or longer.
+    pub slow_clients: Level,
+    cut_clients: Family<ReasonLabel, Counter>,
     /// Bytes in spool files.
     pub spool_bytes: Gauge,
     published_snapshots: Family<SchemaLabel, Gauge>,
+    /// 1 while the store does not answer.
+    pub store_down: Level,
+    /// Finished dumps that the store has not taken yet.
+    pub unstored_dumps: Level,
+    /// Published snapshots that could not be read and were put aside.
+    pub snapshots_put_aside: Counter,
     /// Seconds for which an open writer has been holding back the watermark that is being looked for; 0: none does, or
     /// nobody has asked.
     pub watermark_held_seconds: Seconds,
@@ -122,6 +135,17 @@ struct AnswerLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    kind: &'static str,
+    scope: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AnswerLabel {
     answer: &'static str,
 }
@@ -153,6 +177,10 @@ impl Metrics {
         let mut all = Registry::with_prefix("headstart");
         all.register("requests", "Requests, by route and class of status", metrics.requests.clone());
         all.register("answers", "Answers begun, by method and why that one", metrics.answers.clone());
+        let help = "Requests that were let in and have not ended, to the last byte of their answers, by kind";
+        all.register("in_progress", help, metrics.in_progress.clone());
+        let help = "Requests refused before any work, by kind and whose bound was reached";
+        all.register("refused", help, metrics.refused.clone());
         let help = "From the end of a request's head to the first byte of its answer";
         all.register_with_unit("first_byte", help, Unit::Seconds, metrics.first_byte.clone());
         all.register_with_unit("sent", "Answers, as they were encoded", Unit::Bytes, metrics.sent_bytes.clone());
@@ -162,13 +190,23 @@ impl Metrics {
         all.register("dumps_started", "Dumps whose turn came", metrics.dumps_started.clone());
         all.register("dumps_finished", "Dumps that were published", metrics.dumps_finished.clone());
         all.register("dumps_failed", "Dumps that were not published, by reason", metrics.dumps_failed.clone());
+        let help = "Dumps of other instances that were followed to their end";
+        all.register("dumps_followed", help, metrics.dumps_followed.clone());
         all.register("scanned_rows", "Rows read by dumps", metrics.scanned_rows.clone());
         all.register_with_unit("scanned", "Lines made by dumps", Unit::Bytes, metrics.scanned_bytes.clone());
         all.register("live_dumps", "Dumps in progress", metrics.live_dumps.0.clone());
         all.register("followers", "Answers that follow a dump in progress", metrics.followers.0.clone());
+        let help = "Clients that have not taken a piece of their answer for a second or longer";
+        all.register("slow_clients", help, metrics.slow_clients.0.clone());
+        all.register("cut_clients", "Clients that were cut off for being slow, by reason", metrics.cut_clients.clone());
         all.register_with_unit("spool", "Spool files of all dumps", Unit::Bytes, metrics.spool_bytes.clone());
         let help = "Current snapshots in the store at the last round of this instance's background job, by schema";
         all.register("published_snapshots", help, metrics.published_snapshots.clone());
+        all.register("store_down", "1 while the snapshot store does not answer", metrics.store_down.0.clone());
+        let help = "Finished dumps that the store has not taken yet: served from their spools, and stored again";
+        all.register("unstored_dumps", help, metrics.unstored_dumps.0.clone());
+        let help = "Published snapshots that could not be read and were put aside";
+        all.register("snapshots_put_aside", help, metrics.snapshots_put_aside.clone());
         let help = "For how long an open writer has been holding back the watermark that is being looked for";
         all.register_with_unit("watermark_held", help, Unit::Seconds, metrics.watermark_held_seconds.clone());
         all.register("key_set_fetches", "Fetches of the issuer's key set", metrics.key_set_fetches.clone());
@@ -204,6 +242,8 @@ impl Metrics {
             registry: Arc::default(),
             requests: Family::default(),
             answers: Family::default(),
+            in_progress: Family::default(),
+            refused: Family::default(),
             // 1 ms to 65 s: from a cached frame to a dump that waited for its turn.
             first_byte: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 17))),
             sent_bytes: Counter::default(),
@@ -213,12 +253,18 @@ impl Metrics {
             dumps_started: Counter::default(),
             dumps_finished: Counter::default(),
             dumps_failed: Family::default(),
+            dumps_followed: Counter::default(),
             scanned_rows: Counter::default(),
             scanned_bytes: Counter::default(),
             live_dumps: Level::default(),
             followers: Level::default(),
+            slow_clients: Level::default(),
+            cut_clients: Family::default(),
             spool_bytes: Gauge::default(),
             published_snapshots: Family::default(),
+            store_down: Level::default(),
+            unstored_dumps: Level::default(),
+            snapshots_put_aside: Counter::default(),
             watermark_held_seconds: Seconds::default(),
             key_set_fetches: Counter::default(),
             key_set_failures: Counter::default(),
@@ -254,6 +300,21 @@ impl Metrics {
     /// Counts an answer by where its rows come from and by the word for why.
     pub fn answer(&self, method: &'static str, reason: &'static str) {
         self.answers.get_or_create(&AnswerLabels { method, reason }).inc();
+    }
+
+    /// The requests in progress of a kind.
+    pub fn in_progress(&self, kind: &'static str) -> Level {
+        Level(self.in_progress.get_or_create(&KindLabel { kind }).clone())
+    }
+
+    /// Counts a request that was refused before any work, by its kind and whose bound was reached.
+    pub fn refused(&self, kind: &'static str, scope: &'static str) {
+        self.refused.get_or_create(&RefusedLabels { kind, scope }).inc();
+    }
+
+    /// Counts a client that was cut off for being slow, by the word for why.
+    pub fn cut(&self, reason: &'static str) {
+        self.cut_clients.get_or_create(&ReasonLabel { reason }).inc();
     }
 
     /// Notes how long a route took to its first byte.

@@ -40,6 +40,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("axum", &["http/"]),
     ("hyper", &["http/", "auth/"]),
     ("hyper_util", &["http/", "auth/"]),
+    ("socket2", &["http/"]),
     ("http_body", &["http/", "auth/"]),
     ("base64", &["http/"]),
     ("tokio_postgres", &["source/", "cli/seed"]),
@@ -71,6 +72,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["telemetry"]),
     ("prometheus_client", &["metrics"]),
     ("tempfile", &["dump/"]),
+    // Away everywhere: it is for `fuzz/`.
+    ("libfuzzer_sys", &["!"]),
 ];
 
 /// No async and no I/O in the words and the formats.

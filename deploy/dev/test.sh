@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make test`: cargo test against a PostgreSQL and a MongoDB of its own, in a directory that is thrown away.
 # What stands in HEADSTART_TEST_POSTGRES_URL (with HEADSTART_TEST_POSTGRES_BIN) or HEADSTART_TEST_MONGODB_URL is used
-# instead. Arguments go to cargo test.
+# instead; replica sets of three nodes are made of the program in HEADSTART_TEST_MONGOD. Arguments go to cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/dev/machine.sh

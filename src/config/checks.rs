@@ -44,6 +44,18 @@ pub fn faults(config: &Config) -> Vec<ConfigError> {
             config.store.grace_s
         ),
     );
+    let places = &config.admission;
+    for (of_org, process, settings) in [
+        (places.org_streams, places.streams, "admission.org_streams, admission.streams"),
+        (places.org_deltas, places.deltas, "admission.org_deltas, admission.deltas"),
+        (places.org_batches, places.batches, "admission.org_batches, admission.batches"),
+    ] {
+        rule(
+            of_org <= process,
+            settings,
+            format!("one org's bound ({of_org}) would never be reached: lower it, or raise the process's ({process})"),
+        );
+    }
     let (client, admin) = (config.http.listen, config.admin.listen);
     // Port 0 is another port each time.
     rule(

@@ -28,6 +28,7 @@ use crate::dump::policy::Limits;
 use crate::dump::trim::TrimSettings;
 use crate::http::HttpSettings;
 use crate::http::admin::AdminSettings;
+use crate::http::admission::AdmissionSettings;
 use crate::serve::batch::LoaderSettings;
 use crate::serve::batch::answer::BatchSettings;
 use crate::serve::bootstrap::BootstrapSettings;
@@ -71,6 +72,8 @@ pub struct Config {
     pub watermark: WatermarkSettings,
     /// How clients are served.
     pub http: HttpSettings,
+    /// How many requests are worked on at once.
+    pub admission: AdmissionSettings,
     /// The admin listener.
     pub admin: AdminSettings,
     /// Who is let in.

@@ -13,6 +13,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use tokio::time::Instant;
 
+use crate::chain::Chain;
 use crate::dump::DumpError;
 use crate::dump::frames::{FullFrame, OpenFrames};
 use crate::dump::live::{LiveDump, LiveFrame, Opened};
@@ -47,6 +48,11 @@ impl Builder {
         Self { source, store, settings, metrics, compressors: Mutex::default() }
     }
 
+    /// What is read.
+    pub fn source(&self) -> &dyn Source {
+        &*self.source
+    }
+
     /// Reads the org into the dump's spool, announcing each frame. Memory: the open frames
     /// ([`DumpSettings::open_bytes`]) and [`DumpSettings::compressors`] frames being compressed. Dropping the future
     /// ends the transaction.
@@ -63,7 +69,7 @@ impl Builder {
             schema: scan.schema,
             sets: scan.sets,
             estimated_rows: scan.estimated_rows,
-            at: Instant::now(),
+            at: Some(Instant::now()),
         });
         let metrics = self.metrics.clone();
         let batches = scan.batches.inspect_ok(move |batch| {
@@ -109,15 +115,16 @@ impl Builder {
         })
     }
 
-    /// Follows the dump, puts its packs and publishes it over generation `over`. Memory: one pack. Dropping the future
+    /// Follows the dump, puts its packs and publishes it over generation `over`; what is `declared` is announced to other
+    /// instances piece by piece. Memory: one pack. Dropping the future
     /// leaves packs that nobody names; the store sweeps them.
     ///
     /// # Errors
     /// The dump's own failure, or the store's.
-    pub async fn store(&self, live: &Arc<LiveDump>, over: Generation) -> Result<Facts, StoreFailure> {
+    pub async fn store(&self, live: &Arc<LiveDump>, over: Generation, declared: bool) -> Result<Facts, StoreFailure> {
         let opened = live.wait_opened().await?;
         let mut plan = PackPlan::new(TARGET_LEN);
-        let mut stored = StoredPacks::default();
+        let mut stored = StoredPacks { declared, ..StoredPacks::default() };
         let mut next = 0;
         loop {
             let frames = live.frames_from(next).await?;
@@ -134,6 +141,7 @@ impl Builder {
         for pack in plan.finish(|set| opened.sets.get(set)) {
             self.put(live, &opened, pack, &mut stored).await?;
         }
+        self.announce(live, &opened, stored.packs.len(), StoredPacks::default(), &mut stored.declared).await;
         let manifest = stored.manifest(live, &opened, over.next());
         let facts = Facts {
             id: manifest.id,
@@ -174,8 +182,30 @@ impl Builder {
         .await;
         let len = u32::try_from(pack.len()).map_err(|_| too_long())?;
         self.store.put_pack(&live.slot().org, id, pack).await?;
-        stored.add(PackEntry { id, len }, &frames, |set| opened.sets.get(set));
+        let entry = PackEntry { id, len };
+        let mut piece = StoredPacks::default();
+        piece.add(entry, &frames, |set| opened.sets.get(set));
+        self.announce(live, opened, stored.packs.len(), piece, &mut stored.declared).await;
+        stored.add(entry, &frames, |set| opened.sets.get(set));
         Ok(())
+    }
+
+    /// Tells other instances of a pack, or with none that all have come. One that can't be told of ends the telling:
+    /// whoever follows finds that nothing comes after it.
+    async fn announce(&self, live: &LiveDump, opened: &Opened, number: usize, piece: StoredPacks, declared: &mut bool) {
+        if !*declared {
+            return;
+        }
+        let org = &live.slot().org;
+        let piece = piece.manifest(live, opened, Generation::NONE);
+        let told = match task::blocking(move || piece.encode()).await {
+            Ok(piece) => self.store.announce(org, live.id(), number as u32, piece.into()).await,
+            Err(error) => Err(StoreError::Unavailable(Arc::new(error))),
+        };
+        if let Err(error) = told {
+            tracing::warn!(%org, snapshot = %live.id(), error = %Chain(&error), "other instances can't follow this dump any more");
+            *declared = false;
+        }
     }
 }
 
@@ -205,6 +235,8 @@ fn full_frames(
 /// What the manifest will say.
 #[derive(Default)]
 struct StoredPacks {
+    /// Whether others are told.
+    declared: bool,
     packs: Vec<PackEntry>,
     sets: Vec<GroupSet>,
     set_index: HashMap<SetId, u32>,

@@ -1,11 +1,11 @@
 //! A dump in progress, as its readers see it.
 //!
 //! One task writes frames to the spool and announces them; any number of readers follow, each at its own pace, from
-//! the first frame on. A reader holds a position and a piece, nothing else: a slow one costs memory for its piece
+//! the first frame on. A reader holds a position and what it reads, nothing else: a slow one costs memory for that
 //! only, and never holds a PostgreSQL snapshot open, because the scan does not wait for it. When the dump fails every
 //! reader gets the error; when it ends, each ends after its last frame. The spool lives until the last reader lets go.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_stream::try_stream;
@@ -15,14 +15,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::dump::DumpError;
+use crate::dump::part::{Frames, Part, Spooled};
+use crate::dump::queue::Wish;
 use crate::dump::spool::Spool;
 use crate::metrics::Level;
-use crate::model::{Grants, GroupSet, Schema, SnapshotId, Watermark};
+use crate::model::{Grants, GroupSet, Schema, SnapshotId, SyncId, Watermark};
 use crate::source::{GroupSets, SetId};
-use crate::store::Slot;
+use crate::store::{Head, Published, Slot};
 use crate::task;
 
-/// How many bytes of frames a reader takes at once. A single longer frame is one piece.
+/// How many bytes of frames a reader is told of at once. A single longer frame is one piece.
 const PIECE_LEN: u64 = 256 << 10;
 
 /// One dump. Shared by the task that makes it and everyone who reads from it.
@@ -30,10 +32,16 @@ pub struct LiveDump {
     id: SnapshotId,
     slot: Slot,
     spool: Spool,
+    /// When whoever asked for it first looked for a snapshot that would do.
+    looked: Instant,
     opened: OnceLock<Opened>,
     progress: watch::Sender<Progress>,
-    /// Whether anyone but the background job asked for it. Changed under the queue's lock.
+    /// Whether anyone but the background job asked for it. This and the next two change under the queue's lock.
     wanted: AtomicBool,
+    /// Whether anyone asked for a read that begins after the request.
+    must_be_new: AtomicBool,
+    /// The sync id that it must hold for those who wait.
+    must_hold: AtomicU64,
     /// Counts who follows.
     followers: Level,
 }
@@ -49,8 +57,8 @@ pub struct Opened {
     pub sets: Arc<GroupSets>,
     /// About how many rows will come.
     pub estimated_rows: u64,
-    /// When the read began.
-    pub at: Instant,
+    /// When the read began; `None`: at another instance, perhaps before any request here.
+    pub at: Option<Instant>,
 }
 
 /// A frame in the spool.
@@ -89,26 +97,20 @@ pub enum Settled {
     Unpublished,
 }
 
-/// What a reader gets. The last item is `End` or an error; a stream that stops without either is broken.
-#[derive(Debug)]
-pub enum Part {
-    /// One or more whole frames.
-    Frames(Bytes),
-    /// All rows were given: how many of each model, by index.
-    End(Vec<u64>),
-}
-
 impl LiveDump {
     /// One that waits for its turn.
-    pub fn new(slot: Slot, spool: Spool, followers: Level) -> Self {
+    pub fn new(slot: Slot, spool: Spool, looked: Instant, followers: Level) -> Self {
         let progress = watch::Sender::new(Progress::default());
         Self {
             id: SnapshotId::random(),
             slot,
             spool,
+            looked,
             opened: OnceLock::new(),
             progress,
             wanted: AtomicBool::new(false),
+            must_be_new: AtomicBool::new(false),
+            must_hold: AtomicU64::new(0),
             followers,
         }
     }
@@ -152,8 +154,30 @@ impl LiveDump {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    pub(super) fn want(&self) {
+    /// Somebody waits for it, with this wish.
+    pub(super) fn want(&self, wish: Wish) {
+        match wish {
+            Wish::Background => return,
+            Wish::Any => {}
+            Wish::AtLeast(sync_id) => drop(self.must_hold.fetch_max(sync_id.0, Ordering::Relaxed)),
+            Wish::New => self.must_be_new.store(true, Ordering::Relaxed),
+        }
         self.wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this head holds what all who wait for the dump look for: published after they looked.
+    pub(super) fn is_granted_by(&self, head: &Head) -> bool {
+        let since =
+            |current: &Published| current.age < self.looked.elapsed() && current.facts.sync_id >= self.must_hold();
+        !self.must_be_new() && head.current.as_ref().is_some_and(since)
+    }
+
+    pub(super) fn must_be_new(&self) -> bool {
+        self.must_be_new.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn must_hold(&self) -> SyncId {
+        SyncId(self.must_hold.load(Ordering::Relaxed))
     }
 
     /// Its turn has come.
@@ -239,7 +263,8 @@ impl LiveDump {
         }
     }
 
-    /// The rows of the wanted models that meet the grants, from the first frame on. Holds one piece at a time.
+    /// The rows of the wanted models that meet the grants, from the first frame on. Holds the places of a
+    /// few frames, not their bytes.
     /// Dropping the stream leaves the dump as it is.
     pub fn follow(
         self: Arc<Self>,
@@ -266,7 +291,7 @@ impl LiveDump {
                     for frame in piece {
                         rows[frame.model as usize] += u64::from(frame.rows);
                     }
-                    yield Part::Frames(self.clone().read(piece.to_vec()).await?);
+                    yield Part::Frames(Frames::Spooled(Spooled { live: self.clone(), frames: piece.into() }));
                 }
             }
             yield Part::End(rows);

@@ -8,20 +8,25 @@
 //! The scan waits for compression (a fixed number of frames at a time) and compression for the spool, nothing else:
 //! neither a slow reader nor a slow store holds the PostgreSQL snapshot open. Readers and the upload wait for frames.
 //! When the scan fails, everyone who follows gets the error and nothing is published. When the store fails, readers go
-//! on, and the finished spool is served until it is stale.
+//! on; the finished spool is served until it is stale, and stored as soon as the store takes it.
 
+mod aside;
 pub mod build;
+mod follow;
 pub mod frames;
 pub mod live;
 pub mod packs;
+pub mod part;
 pub mod policy;
 pub mod queue;
 pub mod runner;
 pub mod settings;
 pub mod spool;
 pub mod trim;
+mod unstored;
 
-pub use live::{LiveDump, Part, Settled};
+pub use live::{LiveDump, Settled};
+pub use part::{Frames, Part};
 pub use queue::{Dumps, Joined, Wish};
 pub use settings::DumpSettings;
 
@@ -51,9 +56,13 @@ pub enum DumpError {
     /// The tables have changed since the dump was asked for; asking again gives the new schema.
     #[error("the schema changed")]
     SchemaChanged,
-    /// Another instance dumps this org, and only the background job asked here.
+    /// Another instance dumps this org, and only the background job asked here; or it has published by now what was asked
+    /// for.
     #[error("another instance dumps this org")]
     Elsewhere,
+    /// The other instance whose dump was followed has gone in the middle.
+    #[error("the instance that made the dump has gone")]
+    Orphaned,
     /// As many dumps as allowed wait already.
     #[error("too many dumps wait already")]
     Overloaded,
@@ -75,6 +84,7 @@ impl DumpError {
             Self::Frame(_) => "frame",
             Self::SchemaChanged => "schema_changed",
             Self::Elsewhere => "elsewhere",
+            Self::Orphaned => "orphaned",
             Self::Overloaded => "overloaded",
             Self::Stopping => "stopping",
             Self::Broken => "broken",

@@ -3,25 +3,30 @@
 //! Per slot one dump runs and at most one waits; everyone else joins one of the two. Over all slots a fixed number
 //! runs at a time and a bounded number waits for a place; past that a request is refused at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::chain::Chain;
 use crate::dump::DumpError;
 use crate::dump::build::{Builder, StoreFailure};
+use crate::dump::follow::Followed;
 use crate::dump::live::{LiveDump, Settled};
 use crate::dump::settings::DumpSettings;
 use crate::dump::spool::{Spool, SpoolBudget};
+use crate::dump::unstored::Unstored;
 use crate::metrics::{Held, Metrics};
-use crate::model::{SnapshotId, SyncId};
+use crate::model::{Generation, SnapshotId, SyncId};
 use crate::source::Source;
-use crate::store::{Lease, Slot, SnapshotStore, StoreError};
+use crate::store::{Head, Lease, Slot, SnapshotStore, StoreError};
 use crate::task::Tasks;
+
+/// How long giving a lease back may take: well within the time in which the service has to end.
+const RELEASE_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a reader needs of the dump it joins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,37 +52,41 @@ pub enum Joined {
 /// The dumps of this process. Clones share them.
 #[derive(Clone)]
 pub struct Dumps {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
-struct Shared {
-    store: Arc<dyn SnapshotStore>,
-    builder: Arc<Builder>,
-    tasks: Tasks,
+pub(super) struct Shared {
+    pub(super) store: Arc<dyn SnapshotStore>,
+    pub(super) builder: Arc<Builder>,
+    pub(super) tasks: Tasks,
     settings: DumpSettings,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     budget: Arc<SpoolBudget>,
     places: Semaphore,
+    /// Whose turn it is to be stored again.
+    pub(super) storing_again: Semaphore,
     /// Names this process in leases.
     owner: SnapshotId,
     slots: Mutex<Slots>,
 }
 
 #[derive(Default)]
-struct Slots {
-    queues: HashMap<Slot, Queue>,
+pub(super) struct Slots {
+    pub(super) queues: HashMap<Slot, Queue>,
+    /// Snapshots that are being put aside.
+    pub(super) aside: HashSet<SnapshotId>,
     /// Dumps that have no place yet.
     waiting: usize,
 }
 
 #[derive(Default)]
-struct Queue {
+pub(super) struct Queue {
     /// The dump that has a place or waits for one, with a task that drives it.
     current: Option<Arc<LiveDump>>,
     /// The one after it.
     next: Option<Arc<LiveDump>>,
     /// The last complete dump that could not be stored.
-    unstored: Option<Arc<LiveDump>>,
+    pub(super) unstored: Option<Unstored>,
     /// When a snapshot was last published from here. Kept when nothing else is: some 100 bytes an org.
     published: Option<Instant>,
 }
@@ -97,6 +106,7 @@ impl Dumps {
             tasks,
             budget: Arc::new(SpoolBudget::new(settings.spool_max_bytes, metrics.clone())),
             places: Semaphore::new(settings.concurrent),
+            storing_again: Semaphore::new(1),
             owner: SnapshotId::random(),
             slots: Mutex::default(),
             settings,
@@ -122,7 +132,7 @@ impl Dumps {
         if let Joined::Live(live) = &joined
             && wish != Wish::Background
         {
-            live.want();
+            live.want(wish);
         }
         Ok(joined)
     }
@@ -162,7 +172,7 @@ impl Dumps {
                 return Err(DumpError::Spool(Arc::new(error)));
             }
         };
-        let live = Arc::new(LiveDump::new(slot.clone(), spool, shared.metrics.followers.clone()));
+        let live = Arc::new(LiveDump::new(slot.clone(), spool, looked, shared.metrics.followers.clone()));
         tracing::info!(org = %slot.org, snapshot = %live.id(), reason = %why, "a dump is asked for");
         if queue.current.is_some() {
             queue.next = Some(live.clone());
@@ -174,26 +184,9 @@ impl Dumps {
         Ok(Joined::Live(live))
     }
 
-    /// The last complete dump of a slot that could not be stored, and how long ago its read began.
-    pub fn unstored(&self, slot: &Slot) -> Option<(Arc<LiveDump>, Duration)> {
-        let live = self.shared.lock().queues.get(slot)?.unstored.clone()?;
-        let age = live.opened()?.at.elapsed();
-        Some((live, age))
-    }
-
-    /// Lets go of an unstored dump that is no longer of use.
-    pub fn forget_unstored(&self, slot: &Slot) {
-        let mut slots = self.shared.lock();
-        if let Some(queue) = slots.queues.get_mut(slot) {
-            queue.unstored = None;
-        }
-        slots.forget_if_idle(slot);
-    }
-
-    /// Slots with an unstored dump.
-    pub fn unstored_slots(&self) -> Vec<Slot> {
-        let slots = self.shared.lock();
-        slots.queues.iter().filter(|(_, queue)| queue.unstored.is_some()).map(|(slot, _)| slot.clone()).collect()
+    /// Whether as many dumps wait as may, so that no other can begin.
+    pub fn is_full(&self) -> bool {
+        self.shared.lock().waiting >= self.shared.settings.waiting
     }
 
     /// The dumps that run or wait now.
@@ -215,43 +208,92 @@ impl Dumps {
                 live: live.clone(),
                 waiting: true,
                 counted: None,
+                over: None,
                 stored: false,
                 superseded: false,
             };
-            let stopping = dumps.shared.tasks.token();
-            tokio::select! {
-                () = stopping.cancelled() => live.finish(Err(DumpError::Stopping)),
-                () = dumps.run(&mut driving) => {}
-            }
+            dumps.run(&mut driving).await;
         });
     }
 
+    /// Takes a dump from its place in the queue to its end, or to the end of the service.
     async fn run(&self, driving: &mut Driving) {
         let shared = &self.shared;
         let live = driving.live.clone();
-        let Ok(_place) = shared.places.acquire().await else { return };
-        driving.got_place();
-        live.begin();
-        let org = &live.slot().org;
-        let lease = match shared.store.acquire(org, shared.owner, shared.settings.lease()).await {
-            Ok(None) if self.abandon(&live) => return,
-            // Readers wait for this dump: it is made whoever else dumps the org, and the generation decides which of
-            // them is published. The same when the store is down.
-            other => other.unwrap_or_default(),
-        };
-        driving.count();
-        let began = Instant::now();
-        tokio::select! {
-            () = self.make(driving) => {}
-            () = self.keep_lease(lease.as_ref()) => {}
+        let mut lease = None;
+        if shared.tasks.token().run_until_cancelled(self.take_turn(driving, &mut lease)).await.is_none() {
+            live.finish(Err(DumpError::Stopping));
         }
-        if let Some(lease) = lease
-            && let Err(error) = shared.store.release(&lease).await
+        // Also when the service stops, so that another instance need not wait for the lease to expire.
+        let Some(lease) = lease else { return };
+        let org = &live.slot().org;
+        match timeout(RELEASE_WITHIN, shared.store.release(&lease)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%org, error = %Chain(&error), "a lease could not be given back"),
+            Err(_) => tracing::warn!(%org, "a lease could not be given back in time; it will expire"),
+        }
+    }
+
+    /// Makes a dump once it has a place, or follows the one that another instance makes. `held`: where the lease goes as
+    /// soon as there is one.
+    async fn take_turn(&self, driving: &mut Driving, held: &mut Option<Lease>) {
+        let shared = &self.shared;
+        let live = driving.live.clone();
+        let Ok(mut place) = shared.places.acquire().await else { return };
+        driving.got_place();
         {
-            tracing::warn!(%org, error = %Chain(&error), "a lease could not be given back");
+            // What is wished of it from now on does not hold it up.
+            let _slots = shared.lock();
+            live.begin();
+        }
+        let org = &live.slot().org;
+        let mut lease = shared.store.acquire(org, shared.owner, shared.settings.lease()).await;
+        if matches!(lease, Ok(None)) {
+            if self.abandon(&live) {
+                return;
+            }
+            // Following takes no connection to the database.
+            drop(place);
+            if self.follow(driving).await {
+                return;
+            }
+            let Ok(again) = shared.places.acquire().await else { return };
+            place = again;
+            lease = shared.store.acquire(org, shared.owner, shared.settings.lease()).await;
+        }
+        let _place = place;
+        // Readers wait for this dump: it is made whoever else dumps the org, and the generation decides which of them is
+        // published. The same when the store is down.
+        *held = lease.unwrap_or_default();
+        // Read before the scan begins: a snapshot replaces only what it is newer than.
+        let head = shared.store.head(live.slot()).await;
+        let began = Instant::now();
+        if head.as_ref().is_ok_and(|head| live.is_granted_by(head)) {
+            // Another instance was faster.
+            self.leave_for_published(&live);
+        } else {
+            driving.count();
+            tokio::select! {
+                () = self.make(driving, held.as_ref(), head) => {}
+                () = self.keep_lease(held.as_ref()) => {}
+            }
         }
         tracing::info!(%org, snapshot = %live.id(), rows = live.rows(), bytes = live.spool().len(),
             ms = began.elapsed().as_millis() as u64, stored = driving.stored, "a dump has ended");
+    }
+
+    /// Lets a dump follow the one that another instance makes; `false` when it has to be made here.
+    async fn follow(&self, driving: &mut Driving) -> bool {
+        match self.follow_other(&driving.live).await {
+            Followed::Not => return false,
+            Followed::Lost(error) => driving.live.finish(Err(error)),
+            Followed::Whole { published } => {
+                // Whoever makes it stores it.
+                driving.superseded = true;
+                driving.stored = published;
+            }
+        }
+        true
     }
 
     /// Ends a dump that only the background job asked for; `false` if anyone else did meanwhile.
@@ -263,6 +305,16 @@ impl Dumps {
         live.finish(Err(DumpError::Elsewhere));
         self.leave(&mut slots, live);
         true
+    }
+
+    /// Ends a dump that need not be made, because what it was asked for is published now.
+    fn leave_for_published(&self, live: &Arc<LiveDump>) {
+        let mut slots = self.shared.lock();
+        live.finish(Err(DumpError::Elsewhere));
+        self.leave(&mut slots, live);
+        if let Some(queue) = slots.queues.get_mut(live.slot()) {
+            queue.published = Some(Instant::now());
+        }
     }
 
     /// Takes a dump off the front of its queue, if it is still there, and lets the next one begin.
@@ -277,12 +329,11 @@ impl Dumps {
     }
 
     /// Scans and stores, side by side.
-    async fn make(&self, driving: &mut Driving) {
+    async fn make(&self, driving: &mut Driving, lease: Option<&Lease>, head: Result<Head, StoreError>) {
         let shared = &self.shared;
         let live = driving.live.clone();
         let org = &live.slot().org;
-        // Taken before the read begins: a snapshot replaces only what it is newer than.
-        let head = shared.store.head(live.slot()).await;
+        driving.over = head.as_ref().ok().map(|head| head.generation);
         let scan = async {
             let end = shared.builder.scan(&live).await;
             if let Err(error) = &end {
@@ -290,13 +341,19 @@ impl Dumps {
             }
             live.finish(end);
         };
-        let store = async { shared.builder.store(&live, head?.generation).await };
+        let store = async {
+            let over = head?.generation;
+            let declared = match lease {
+                Some(lease) => shared.store.declare(lease, live.slot(), live.id()).await.is_ok(),
+                None => false,
+            };
+            shared.builder.store(&live, over, declared).await
+        };
         let ((), stored) = tokio::join!(scan, store);
         match stored {
             Ok(facts) => {
                 driving.stored = true;
-                tracing::info!(%org, snapshot = %facts.id, sync_id = %facts.sync_id, rows = facts.rows, raw_bytes = facts.raw_len,
-                    bytes = facts.len, packs = facts.packs.len(), "a snapshot is published");
+                facts.log(live.slot());
             }
             Err(StoreFailure::Dump(_)) => {}
             Err(StoreFailure::Store(StoreError::Conflict)) => {
@@ -307,6 +364,14 @@ impl Dumps {
                 tracing::error!(%org, error = %Chain(&error), "a dump could not be stored; its spool is served until it is stale");
             }
         }
+    }
+
+    /// A dump that waited for the store is stored.
+    pub(super) fn published_late(&self, live: &Arc<LiveDump>) {
+        if let Some(queue) = self.shared.lock().queues.get_mut(live.slot()) {
+            queue.published = Some(Instant::now());
+        }
+        self.forget_unstored(live);
     }
 
     /// Renews the lease for as long as it is polled; never returns.
@@ -335,6 +400,10 @@ fn grants(live: &LiveDump, wish: Wish) -> bool {
     if !live.has_begun() {
         return true;
     }
+    // One that failed stays until its lease is given back.
+    if matches!(live.end(), Some(Err(_))) {
+        return false;
+    }
     match wish {
         Wish::Background | Wish::Any => true,
         // Until the scan is open the watermark is unknown: the reader waits for it and asks again if it is too low.
@@ -344,13 +413,20 @@ fn grants(live: &LiveDump, wish: Wish) -> bool {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Slots> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+impl Queue {
+    /// Whether this is the dump that waits for the store.
+    pub(super) fn holds_unstored(&self, live: &Arc<LiveDump>) -> bool {
+        self.unstored.as_ref().is_some_and(|unstored| Arc::ptr_eq(&unstored.live, live))
+    }
+}
+
 impl Slots {
-    fn forget_if_idle(&mut self, slot: &Slot) {
+    pub(super) fn forget_if_idle(&mut self, slot: &Slot) {
         let idle = |queue: &Queue| {
             queue.current.is_none() && queue.next.is_none() && queue.unstored.is_none() && queue.published.is_none()
         };
@@ -367,6 +443,8 @@ struct Driving {
     waiting: bool,
     /// Held once it is made, for the metrics.
     counted: Option<Held>,
+    /// The generation it began from, if the store told.
+    over: Option<Generation>,
     stored: bool,
     superseded: bool,
 }
@@ -411,10 +489,15 @@ impl Drop for Driving {
             self.dumps.leave(&mut slots, &self.live);
             if complete && let Some(queue) = slots.queues.get_mut(&slot) {
                 // A published snapshot makes an older unstored one useless.
-                queue.unstored = (!self.stored && !self.superseded).then(|| self.live.clone());
+                let unstored = (!self.stored && !self.superseded).then(|| self.live.clone());
+                let counted = || self.dumps.shared.metrics.unstored_dumps.hold();
+                queue.unstored = unstored.map(|live| Unstored { live, _counted: counted() });
                 queue.published = if self.stored { Some(Instant::now()) } else { queue.published };
             }
             slots.forget_if_idle(&slot);
+        }
+        if complete && !self.stored && !self.superseded {
+            self.dumps.store_again(self.live.clone(), self.over);
         }
         self.live.settle(if self.stored { Settled::Published } else { Settled::Unpublished });
     }

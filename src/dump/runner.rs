@@ -5,17 +5,19 @@
 //! gone lose their snapshots, and so do schemas that no version has published in for long; the store is swept.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use crate::chain::Chain;
+use crate::dump::live::Settled;
 use crate::dump::policy::{Candidate, Limits, Reason, Verdict, judge};
 use crate::dump::queue::{Dumps, Joined, Wish};
 use crate::metrics::Metrics;
-use crate::model::{Org, SchemaHash, SyncId};
+use crate::model::{Epoch, Org, SchemaHash, SyncId};
 use crate::source::{Source, SourceError};
 use crate::store::{Head, Slot, SnapshotStore, StoreError};
 use crate::task::Tasks;
@@ -28,6 +30,9 @@ pub struct Runner {
     limits: Limits,
     /// The age from which a snapshot is made anew though nothing happened since.
     renew_after: Option<Duration>,
+    /// What was due and is not made: it failed, or another instance was at it and may have died since. Most of it has no
+    /// head to be found by before the next look at which orgs there are.
+    left: Mutex<BTreeSet<Slot>>,
     tasks: Tasks,
     metrics: Metrics,
 }
@@ -62,17 +67,13 @@ impl Runner {
         tasks: Tasks,
         metrics: Metrics,
     ) -> Self {
-        Self { source, store, dumps, limits, renew_after, tasks, metrics }
+        Self { source, store, dumps, limits, renew_after, left: Mutex::default(), tasks, metrics }
     }
 
-    /// Starts the job as a task that ends with the service.
-    pub fn start(self) {
-        let tasks = self.tasks.clone();
-        tasks.clone().spawn("snapshots", async move {
-            tokio::select! {
-                () = tasks.token().cancelled() => {}
-                () = self.run() => {}
-            }
+    /// Starts the job as a task that begins nothing new once `stop` is cancelled.
+    pub fn start(self, stop: CancellationToken) {
+        self.tasks.clone().spawn("snapshots", async move {
+            stop.run_until_cancelled(self.run()).await;
         });
     }
 
@@ -130,18 +131,36 @@ impl Runner {
             if look { Some(self.source.orgs().await?.into_iter().collect()) } else { None };
         if let Some(orgs) = &orgs {
             self.delete_gone(&all, orgs).await?;
+            self.left().retain(|slot| orgs.contains(&slot.org));
             self.retire_old(&all, &schema.hash).await?;
         }
         let mut heads: HashMap<Slot, Head> = all.into_iter().filter(|(slot, _)| slot.schema == schema.hash).collect();
         for org in orgs.iter().flatten() {
             heads.entry(Slot { org: org.clone(), schema: schema.hash.clone() }).or_default();
         }
+        {
+            let mut left = self.left();
+            left.retain(|slot| slot.schema == schema.hash && !heads.contains_key(slot));
+            heads.extend(left.iter().map(|slot| (slot.clone(), Head::default())));
+        }
         let heads: Vec<(Slot, Head)> =
             heads.into_iter().filter(|(slot, _)| orgs.as_ref().is_none_or(|orgs| orgs.contains(&slot.org))).collect();
-        let since: Vec<(Org, SyncId)> = (heads.iter())
-            .map(|(slot, head)| {
-                let snapshot = head.current.as_ref().filter(|current| current.facts.epoch == epoch);
-                (slot.org.clone(), snapshot.map_or(SyncId::ZERO, |current| current.facts.sync_id))
+        // A finished dump that waits for the store is as good as published, and need not be made again.
+        let newest = |slot: &Slot, head: &Head| {
+            let published = head.current.as_ref();
+            let published = published.map(|current| (current.facts.epoch.clone(), current.facts.sync_id, current.age));
+            let unstored = self.dumps.unstored(slot).and_then(|(live, age)| {
+                let watermark = live.opened()?.watermark.clone();
+                Some((watermark.epoch, watermark.sync_id, age))
+            });
+            let newer = |kept: &(Epoch, SyncId, Duration)| (kept.0 == epoch, kept.1);
+            published.into_iter().chain(unstored).max_by_key(newer)
+        };
+        let kept: Vec<_> = heads.iter().map(|(slot, head)| newest(slot, head)).collect();
+        let since: Vec<(Org, SyncId)> = (heads.iter().zip(&kept))
+            .map(|((slot, _), kept)| {
+                let present = kept.as_ref().filter(|(of, ..)| *of == epoch);
+                (slot.org.clone(), present.map_or(SyncId::ZERO, |(_, sync_id, _)| *sync_id))
             })
             .collect();
         let pending = self.source.pending(&since, self.limits.count_cap()).await?;
@@ -150,12 +169,12 @@ impl Runner {
         let holds_log = |candidate: &Candidate<'_>| {
             candidate.sync_id < newest && self.renew_after.is_some_and(|after| candidate.age > after)
         };
-        let mut due: Vec<Due> = (heads.into_iter().zip(pending))
-            .filter_map(|((slot, head), pending)| {
-                let candidate = head.current.as_ref().map(|current| Candidate {
-                    epoch: &current.facts.epoch,
-                    sync_id: current.facts.sync_id,
-                    age: current.age,
+        let mut due: Vec<Due> = (heads.into_iter().zip(&kept).zip(pending))
+            .filter_map(|(((slot, _), kept), pending)| {
+                let candidate = kept.as_ref().map(|(epoch, sync_id, age)| Candidate {
+                    epoch,
+                    sync_id: *sync_id,
+                    age: *age,
                     pending,
                 });
                 match judge(candidate.as_ref(), &epoch, &self.limits) {
@@ -173,14 +192,24 @@ impl Runner {
 
     async fn refresh(&self, due: Due, looked: Instant) {
         let Due { slot, pending, reason } = due;
-        match self.dumps.join(&slot, Wish::Background, looked, &reason) {
+        let made = match self.dumps.join(&slot, Wish::Background, looked, &reason) {
             // How it went is in the log already.
-            Ok(Joined::Live(live)) => drop(live.wait_settled().await),
-            Ok(Joined::Published) => {}
+            Ok(Joined::Live(live)) => live.wait_settled().await == Settled::Published,
+            Ok(Joined::Published) => true,
             Err(error) => {
                 tracing::warn!(org = %slot.org, pending, error = %Chain(&error), "a refresh could not begin");
+                false
             }
+        };
+        if made {
+            self.left().remove(&slot);
+        } else {
+            self.left().insert(slot);
         }
+    }
+
+    fn left(&self) -> MutexGuard<'_, BTreeSet<Slot>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn delete_gone(&self, heads: &[(Slot, Head)], orgs: &BTreeSet<Org>) -> Result<(), RoundError> {
@@ -226,7 +255,7 @@ impl Runner {
                 pending: pending.first().copied().unwrap_or_default(),
             };
             if let Verdict::Unusable(_) = judge(Some(&candidate), &self.source.epoch().await?, &self.limits) {
-                self.dumps.forget_unstored(&slot);
+                self.dumps.forget_unstored(&live);
             }
         }
         Ok(())

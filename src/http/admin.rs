@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use crate::auth::Secret;
 use crate::http::guard::{Guard, guarded};
@@ -84,11 +85,13 @@ struct Readiness {
 struct Admin {
     service: Service,
     metrics: Metrics,
+    stop: CancellationToken,
     guard: Guard,
 }
 
-/// `/livez` and `/readyz` for everyone, `/metrics` for operators.
-pub fn router(service: Service, metrics: Metrics, settings: &AdminSettings) -> Router {
+/// `/livez` and `/readyz` for everyone, `/metrics` for operators. Once `stop` is cancelled the service is not ready any
+/// more.
+pub fn router(service: Service, metrics: Metrics, stop: CancellationToken, settings: &AdminSettings) -> Router {
     let guard = Guard::new(settings.token.as_ref());
     let for_operators = Router::new()
         .route("/metrics", get(render))
@@ -97,12 +100,17 @@ pub fn router(service: Service, metrics: Metrics, settings: &AdminSettings) -> R
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .merge(for_operators)
-        .with_state(Arc::new(Admin { service, metrics, guard }))
+        .with_state(Arc::new(Admin { service, metrics, stop, guard }))
 }
 
 /// 200 while clients can be served, if only some of them; 503 otherwise.
 async fn readyz(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
-    let parts = admin.service.readiness().await;
+    let parts = if admin.stop.is_cancelled() {
+        let reason = Some("it was told to stop and takes no new clients".into());
+        vec![PartHealth { part: "service", state: Health::Down, reason }]
+    } else {
+        admin.service.readiness().await
+    };
     let status = parts.iter().map(|part| part.state).max().unwrap_or(Health::Ok);
     let code = if status == Health::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let parts = admin.guard.admits(&headers).then_some(parts);

@@ -13,11 +13,11 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
 
 use crate::http::Http;
+use crate::http::admission::Kind;
 use crate::http::body::until;
 use crate::http::error::HttpError;
-use crate::http::identity;
 use crate::http::lines::{Head, encode};
-use crate::http::request::RequestContext;
+use crate::http::request::{RequestContext, held};
 use crate::model::batch::place;
 use crate::model::{BatchQuery, QueryError};
 use crate::serve::batch::answer::BatchSettings;
@@ -30,7 +30,7 @@ pub async fn batch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
-    let claims = identity::identify(&headers, &http.keys).await?;
+    let (claims, place) = http.admit(Kind::Batch, &headers).await?;
     let encoding = http.encoding(&headers)?;
     let settings = http.service.batches();
     let query = read(&headers, body, settings, request.started()).await?;
@@ -50,7 +50,7 @@ pub async fn batch(
     let limit = http.answer_limit();
     let bytes = until(request.started() + limit, limit, encode(answer.pieces(), encoding));
     *response.body_mut() = Body::from_stream(bytes);
-    Ok(response)
+    Ok(held(response, place))
 }
 
 /// Reads the body and holds it against the bounds.

@@ -1,13 +1,14 @@
 //! The bytes of an answer, in the encoding the client takes.
 //!
 //! zstd: the stored frames as they are, then the metadata line as a small frame of its own; nothing is decoded.
-//! Identity: frames are decoded about 1 MiB at a time, on blocking threads. Gzip is made from that.
+//! Identity: frames are decoded about 1 MiB at a time, on blocking threads, and what can't be sent at once is kept for as
+//! long as there is [room](crate::http::rests). Gzip is made from that.
 //!
 //! Sync actions follow the rows. Few of them are read before the head is sent and leave with the metadata line, so that
 //! the length of such an answer is known; the rest is read while the client takes it.
 //!
 //! Everything is pulled: a piece is read, or decoded, when the connection asks for the next one, so an answer holds one
-//! piece however slow its client is. An error is the last item of the stream and breaks the connection: no body ends
+//! piece of at most 128 KiB however slow its client is, and gzip its compressor's 300 KiB. An error is the last item of the stream and breaks the connection: no body ends
 //! before its metadata line and looks whole.
 
 use std::io::Write;
@@ -28,13 +29,17 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::http::encoding::Encoding;
 use crate::http::lines::{LEVEL, framed};
+use crate::http::rests::Rests;
 use crate::serve::delta::CatchUp;
-use crate::serve::{Facts, Part, ServeError, SliceLen, Stored};
+use crate::serve::{Facts, Frames, Part, ServeError, SliceLen, Stored};
 use crate::snapshot::frame::{self, Compressor, FrameError, TARGET_RAW};
 use crate::task;
 
 /// Sync actions of up to so many bytes are read before the head of an answer is sent.
 const READ_AHEAD: usize = 256 << 10;
+
+/// How much of an answer is read, or handed on, at once, in bytes.
+const STEP: usize = 128 << 10;
 
 /// The bytes of an answer. Unless it is complete, its last item is an error.
 pub type ByteStream = BoxStream<'static, Result<Bytes, BodyError>>;
@@ -96,7 +101,7 @@ impl Measured {
     }
 
     /// The bytes of a range that lies within the answer. Slices before it are not read, frames before it not decoded.
-    pub fn read(self, range: Range<u64>) -> ByteStream {
+    pub fn read(self, range: Range<u64>, rests: Rests) -> ByteStream {
         let Self { stored, encoding, trailer, .. } = self;
         Box::pin(try_stream! {
             let (first, skip) = seek(stored.slices(), encoding, range.start);
@@ -106,7 +111,7 @@ impl Measured {
                 if window.is_over() {
                     return;
                 }
-                let mut slice = slices.next().await.ok_or(BodyError::Length)??;
+                let slice = slices.next().await.ok_or(BodyError::Length)??;
                 if slice.len() as u64 != len.len {
                     Err(BodyError::Length)?;
                 }
@@ -114,15 +119,25 @@ impl Measured {
                     yield window.cut(slice);
                     continue;
                 }
-                let mut raw_left = len.raw_len;
-                while let Some((frames, raw_len)) = take_frames(&mut slice)? {
-                    raw_left = raw_left.checked_sub(raw_len as u64).ok_or(BodyError::Length)?;
-                    if !window.passes(raw_len as u64) && !window.is_over() {
-                        yield window.cut(decode(frames).await?);
-                    }
-                }
-                if raw_left > 0 {
+                let frames = Frames::Held(slice);
+                let groups = groups(&frames)?;
+                if groups.iter().map(|group| group.raw_len as u64).sum::<u64>() != len.raw_len {
                     Err(BodyError::Length)?;
+                }
+                for group in groups {
+                    if window.is_over() {
+                        return;
+                    }
+                    if window.passes(group.raw_len as u64) {
+                        continue;
+                    }
+                    let mut lines = lines(frames.clone(), group, rests.clone());
+                    while let Some(piece) = lines.next().await {
+                        let piece = window.cut(piece?);
+                        if !piece.is_empty() {
+                            yield piece;
+                        }
+                    }
                 }
             }
             if !window.is_over() {
@@ -182,13 +197,25 @@ impl Window {
 }
 
 /// The rows of a dump in progress, and what follows them.
-pub fn follow(mut parts: BoxStream<'static, Result<Part, ServeError>>, tail: Tail, encoding: Encoding) -> ByteStream {
+pub fn follow(
+    mut parts: BoxStream<'static, Result<Part, ServeError>>,
+    tail: Tail,
+    encoding: Encoding,
+    rests: Rests,
+) -> ByteStream {
     Box::pin(try_stream! {
         loop {
             match parts.next().await.ok_or(BodyError::Unfinished)?? {
-                Part::Frames(frames) if encoding == Encoding::Zstd => yield frames,
-                Part::Frames(mut slice) => while let Some((frames, _)) = take_frames(&mut slice)? {
-                    yield decode(frames).await?;
+                Part::Frames(frames) if encoding == Encoding::Zstd => {
+                    for start in (0..frames.len()).step_by(STEP) {
+                        yield frames.read(start..start + STEP as u64).await.map_err(ServeError::from)?;
+                    }
+                }
+                Part::Frames(frames) => for group in groups(&frames)? {
+                    let mut lines = lines(frames.clone(), group, rests.clone());
+                    while let Some(piece) = lines.next().await {
+                        yield piece?;
+                    }
                 },
                 Part::End(rows) => {
                     let mut bytes = tail.bytes(rows, encoding);
@@ -203,10 +230,10 @@ pub fn follow(mut parts: BoxStream<'static, Result<Part, ServeError>>, tail: Tai
 }
 
 /// The rows of a published snapshot, and what follows them, where that is too long to be measured.
-pub fn unmeasured(stored: Arc<dyn Stored>, tail: Tail, encoding: Encoding) -> ByteStream {
+pub fn unmeasured(stored: Arc<dyn Stored>, tail: Tail, encoding: Encoding, rests: Rests) -> ByteStream {
     let rows = stored.rows().to_vec();
-    let frames = stored.read(0).map(|slice| slice.map(Part::Frames));
-    follow(Box::pin(frames.chain(stream::once(async { Ok(Part::End(rows)) }))), tail, encoding)
+    let frames = stored.read(0).map(|slice| slice.map(|slice| Part::Frames(Frames::Held(slice))));
+    follow(Box::pin(frames.chain(stream::once(async { Ok(Part::End(rows)) }))), tail, encoding, rests)
 }
 
 /// What follows the rows of an answer: its sync actions and the metadata line.
@@ -294,23 +321,58 @@ pub fn until(deadline: Instant, limit: Duration, mut bytes: ByteStream) -> ByteS
     })
 }
 
-/// Takes whole frames off the front of a slice: as many as decode to about 1 MiB, at least one. `None` at its end.
-/// Says how many bytes they decode to by their own headers.
-fn take_frames(slice: &mut Bytes) -> Result<Option<(Bytes, usize)>, FrameError> {
-    let (mut len, mut raw_len) = (0, 0usize);
-    for frame in frame::frames(slice) {
-        let (frame, raw) = frame?;
-        let together = raw_len.saturating_add(raw);
-        if len > 0 && together > TARGET_RAW {
-            break;
+/// Frames that are decoded together.
+struct Group {
+    /// Where they are.
+    bytes: Range<u64>,
+    /// How many bytes they decode to.
+    raw_len: usize,
+}
+
+/// Puts frames together: as many as decode to about 1 MiB, at least one.
+fn groups(frames: &Frames) -> Result<Vec<Group>, FrameError> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut start = 0;
+    for (len, raw_len) in frames.lens()? {
+        let end = start + len;
+        match groups.last_mut().filter(|group| group.raw_len.saturating_add(raw_len) <= TARGET_RAW) {
+            Some(group) => *group = Group { bytes: group.bytes.start..end, raw_len: group.raw_len + raw_len },
+            None => groups.push(Group { bytes: start..end, raw_len }),
         }
-        (len, raw_len) = (len + frame.len(), together);
+        start = end;
     }
-    Ok((len > 0).then(|| (slice.split_to(len), raw_len)))
+    Ok(groups)
+}
+
+/// The lines of some frames, a step at a time. What is left of them meanwhile may be dropped, and is then decoded again.
+fn lines(frames: Frames, group: Group, rests: Rests) -> ByteStream {
+    Box::pin(try_stream! {
+        let read = async || frames.read(group.bytes.clone()).await.map_err(ServeError::from);
+        let mut lines = decode(read().await?).await?;
+        if lines.len() != group.raw_len {
+            Err(BodyError::Length)?;
+        }
+        for start in (0..group.raw_len).step_by(STEP) {
+            let end = group.raw_len.min(start + STEP);
+            // A copy: a slice of the lines would keep them all.
+            let piece = Bytes::copy_from_slice(&lines[start..end]);
+            let rest = (end < group.raw_len).then(|| rests.keep(std::mem::take(&mut lines)));
+            let Some(rest) = rest else {
+                drop(lines);
+                yield piece;
+                break;
+            };
+            yield piece;
+            lines = match rest.take() {
+                Some(lines) => lines,
+                None => decode(read().await?).await?,
+            };
+        }
+    })
 }
 
 /// The lines of some frames, decoded beside the runtime.
-async fn decode(frames: Bytes) -> Result<Bytes, FrameError> {
+async fn decode(frames: Bytes) -> Result<Vec<u8>, FrameError> {
     let lines = task::blocking(move || {
         let mut lines = Vec::new();
         for frame in frame::frames(&frames) {
@@ -321,7 +383,7 @@ async fn decode(frames: Bytes) -> Result<Bytes, FrameError> {
         }
         Ok::<_, FrameError>(lines)
     });
-    lines.await.map(Bytes::from)
+    lines.await
 }
 
 /// A body whose length is known. It breaks off when its stream gives another number of bytes.

@@ -11,15 +11,17 @@ use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, ETAG};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::response::Response;
 use percent_encoding::percent_decode_str;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::http::Http;
+use crate::http::admission::Kind;
 use crate::http::body::{ByteStream, Exact, Measured, Tail, follow, gzip, unmeasured, until};
 use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
 use crate::http::lines::{Head, text};
 use crate::http::range::{Conditions, Etag, Portion};
-use crate::http::request::RequestContext;
+use crate::http::request::{PinsPacks, RequestContext, held};
+use crate::http::rests::Rests;
 use crate::model::{BootstrapQuery, Caller, QueryError};
 use crate::serve::{Answer, Content, Facts};
 
@@ -33,23 +35,29 @@ pub async fn bootstrap(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
-    let caller = http.caller(&headers, &request).await?;
+    let (claims, place) = http.admit(Kind::Stream, &headers).await?;
+    http.service.expect_room(&claims).await?;
+    let caller = http.caller(&claims, &request).await?;
     let query = BootstrapQuery::parse(pairs(&uri)?.iter().map(|(name, value)| (&**name, &**value)))?;
     let encoding = http.encoding(&headers)?;
     // With sync actions in them answers would differ each time; gzip's bytes are not the same from one version of the
     // library to the next.
     let tag = (query.no_sync_packets && encoding != Encoding::Gzip).then(|| query.clone());
     let conditions = Conditions::read(&headers, method == Method::GET);
-    let delivery = Delivery { encoding, conditions, tag, started: request.started(), limit: http.answer_limit() };
-    let begin = async {
-        let answer = match resumed(&http, &caller, &query, &delivery).await {
-            Some(answer) => answer,
-            None => http.service.bootstrap(&caller, &query).await?,
-        };
-        request.answered_from(answer.facts.method, answer.facts.why);
-        delivery.respond(answer).await
+    let delivery = Delivery {
+        encoding,
+        conditions,
+        tag,
+        rests: http.rests.clone(),
+        started: request.started(),
+        limit: http.answer_limit(),
     };
-    timeout_at(delivery.deadline(), begin).await.map_err(|_| HttpError::Deadline(delivery.limit))?
+    let answer = match resumed(&http, &caller, &query, &delivery).await {
+        Some(answer) => answer,
+        None => http.service.bootstrap(&caller, &query).await?,
+    };
+    request.answered_from(answer.facts.method, answer.facts.why);
+    Ok(held(delivery.respond(answer).await?, place))
 }
 
 /// The answer that a broken download goes on with, from a snapshot that may have been replaced meanwhile. `None` when
@@ -71,6 +79,8 @@ pub(super) struct Delivery {
     pub conditions: Conditions,
     /// What it asked for, if the answer can have an etag.
     pub tag: Option<BootstrapQuery>,
+    /// Where decoded lines wait for a slow client.
+    pub rests: Rests,
     /// When the request came.
     pub started: Instant,
     /// How long after that the answer breaks off.
@@ -103,9 +113,12 @@ impl Delivery {
         let mut response = Response::new(Body::empty());
         self.describe(tail.facts(), response.headers_mut());
         let stored = match content {
-            Content::Stored(stored) => stored,
+            Content::Stored(stored) => {
+                response.extensions_mut().insert(PinsPacks);
+                stored
+            }
             Content::Live(parts) => {
-                *response.body_mut() = self.stream(follow(parts, tail, self.encoding));
+                *response.body_mut() = self.stream(follow(parts, tail, self.encoding, self.rests.clone()));
                 return Ok(response);
             }
             Content::Nothing => {
@@ -118,7 +131,7 @@ impl Delivery {
                 let measured = Measured::new(stored, lines, self.encoding).map_err(HttpError::Begin)?;
                 self.measured(measured, tail.facts(), &mut response)?;
             }
-            _ => *response.body_mut() = self.stream(unmeasured(stored, tail, self.encoding)),
+            _ => *response.body_mut() = self.stream(unmeasured(stored, tail, self.encoding, self.rests.clone())),
         }
         Ok(response)
     }
@@ -165,7 +178,7 @@ impl Delivery {
         };
         let len = range.end - range.start;
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(len));
-        *response.body_mut() = Body::new(Exact::new(self.bounded(measured.read(range)), len));
+        *response.body_mut() = Body::new(Exact::new(self.bounded(measured.read(range, self.rests.clone())), len));
         Ok(())
     }
 
@@ -180,7 +193,7 @@ impl Delivery {
 }
 
 /// Reads a query string as forms and `URLSearchParams` write it: names and values.
-pub(super) fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, QueryError> {
+pub fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, QueryError> {
     let decode = |text: &str| {
         let spaced = text.replace('+', " ");
         percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned).ok()

@@ -83,21 +83,12 @@ pub(super) fn framed(pieces: BoxStream<'static, Result<Bytes, ServeError>>, enco
 
 fn zstd(mut pieces: BoxStream<'static, Result<Bytes, ServeError>>) -> ByteStream {
     Box::pin(try_stream! {
-        let mut compressor = Compressor::new(LEVEL)?;
         while let Some(piece) = pieces.next().await {
             let piece = piece?;
-            let frame = if piece.len() <= SMALL {
-                compressor.compress(&piece)?
-            } else {
-                let made;
-                (compressor, made) = task::blocking(move || {
-                    let made = compressor.compress(&piece);
-                    (compressor, made)
-                })
-                .await;
-                made?
-            };
-            yield frame.into();
+            let small = piece.len() <= SMALL;
+            // A compressor for each piece: kept between them, it would cost a slow client half a MiB.
+            let compress = move || Compressor::new(LEVEL)?.compress(&piece);
+            yield if small { compress()? } else { task::blocking(compress).await? }.into();
         }
     })
 }

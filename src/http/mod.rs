@@ -8,11 +8,13 @@
 //! Rules of the room:
 //! - Before the first byte an error is a problem document. After it, an error breaks the connection: a body that ends
 //!   cleanly is whole.
-//! - Nothing is buffered beyond one piece for a connection; whoever reads slowly slows down only itself.
+//! - Nothing is buffered beyond one piece for a connection; whoever reads slowly slows down only itself, and whoever does
+//!   not read is cut off.
 //! - Nothing that a caller sent is trusted to be short, and nothing internal is told.
 //! - Every request leaves exactly one line in the log.
 
 pub mod admin;
+pub mod admission;
 pub mod batch;
 pub mod body;
 pub mod bootstrap;
@@ -26,8 +28,10 @@ pub mod guard;
 pub mod identity;
 pub mod lines;
 pub mod openapi;
+pub mod pace;
 pub mod range;
 pub mod request;
+pub mod rests;
 pub mod schema;
 pub mod server;
 #[cfg(test)]
@@ -42,11 +46,14 @@ use axum::routing::{get, post};
 use axum::{Router, middleware};
 use serde::{Deserialize, Serialize};
 
-use crate::auth::Keys;
+use crate::auth::{Claims, Keys};
+use crate::http::admission::{Admission, AdmissionSettings, Kind, Place};
 use crate::http::cors::{Cors, OriginError};
 use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
+use crate::http::pace::Pacing;
 use crate::http::request::{RequestContext, Rules, accompany};
+use crate::http::rests::Rests;
 use crate::metrics::Metrics;
 use crate::model::Caller;
 use crate::serve::Service;
@@ -68,12 +75,21 @@ pub struct HttpSettings {
     /// The most that the names and values of a request's headers may take, in bytes; beyond it 431. Default: 32768. At
     /// most 60000.
     pub max_header_bytes: usize,
+    /// Bytes of decoded lines that answers in gzip and identity keep together until they are sent. Default: 64 MiB. Past it
+    /// the oldest are decoded again when their turn comes.
+    pub decoded_bytes: usize,
     /// How many connections are open at once. Default: 10000; more wait to be accepted. Each takes about 20 KiB, and
-    /// while it is answered up to one piece of the answer, about 1 MiB in identity and a few in zstd.
+    /// while it is answered up to 256 KiB besides packs in the cache.
     pub max_connections: usize,
     /// How long a connection may take to send a request's head, or stay idle between two, in seconds. Default: 75,
     /// longer than load balancers keep theirs.
     pub idle_timeout_s: u64,
+    /// How long a request may wait for its answer to begin, in seconds; then 503. Default: 120. What it waited for, a dump
+    /// above all, goes on.
+    pub begin_deadline_s: u64,
+    /// How long a client may take for one piece of its answer, 64 KiB, in seconds; then it is cut off. Default: 60, which
+    /// takes a client of 1.1 KiB a second.
+    pub progress_deadline_s: u64,
     /// How long an answer may take from the request to its last byte, in seconds; then its connection breaks. Default:
     /// 3600. A replaced snapshot must be kept for longer, or slow clients would be cut off by it.
     pub answer_deadline_s: u64,
@@ -91,8 +107,11 @@ impl Default for HttpSettings {
             zstd: true,
             max_uri_bytes: 16 << 10,
             max_header_bytes: 32 << 10,
+            decoded_bytes: 64 << 20,
             max_connections: 10_000,
             idle_timeout_s: 75,
+            begin_deadline_s: 120,
+            progress_deadline_s: 60,
             answer_deadline_s: 3600,
             shutdown_grace_s: 30,
         }
@@ -120,14 +139,22 @@ pub enum HttpSettingsError {
 }
 
 impl HttpSettings {
+    /// The pace of the connections of a service.
+    pub fn pacing(&self, metrics: Metrics) -> Pacing {
+        Pacing::new(Duration::from_secs(self.progress_deadline_s), metrics)
+    }
+
     /// What holds for all requests, if the settings make sense.
     fn rules(&self, metrics: Metrics) -> Result<Rules, HttpSettingsError> {
         let bounded = [
             // hyper itself takes no URI beyond 65,534 bytes and answers without a body then.
             ("max_uri_bytes", self.max_uri_bytes as u64, 1024, 60_000),
             ("max_header_bytes", self.max_header_bytes as u64, 1024, 60_000),
+            ("decoded_bytes", self.decoded_bytes as u64, 0, 1 << 36),
             ("max_connections", self.max_connections as u64, 1, 1_000_000),
             ("idle_timeout_s", self.idle_timeout_s, 1, 86_400),
+            ("begin_deadline_s", self.begin_deadline_s, 1, 86_400),
+            ("progress_deadline_s", self.progress_deadline_s, 1, 86_400),
             ("answer_deadline_s", self.answer_deadline_s, 1, 604_800),
             ("shutdown_grace_s", self.shutdown_grace_s, 0, 86_400),
         ];
@@ -139,6 +166,7 @@ impl HttpSettings {
         Ok(Rules {
             max_uri_bytes: self.max_uri_bytes,
             max_header_bytes: self.max_header_bytes,
+            begin_deadline: Duration::from_secs(self.begin_deadline_s),
             cors: Cors::new(&self.cors_origins)?,
             metrics,
         })
@@ -150,13 +178,22 @@ pub struct Http {
     service: Service,
     keys: Keys,
     settings: HttpSettings,
+    rests: Rests,
+    admission: Admission,
 }
 
 impl Http {
-    /// Who asks, and what they hold.
-    async fn caller(&self, headers: &HeaderMap, request: &RequestContext) -> Result<Caller, HttpError> {
+    /// Who asks, if there is a place for it. The first thing done for every request that is worked on; the place goes into
+    /// the response.
+    async fn admit(&self, kind: Kind, headers: &HeaderMap) -> Result<(Claims, Arc<Place>), HttpError> {
         let claims = identity::identify(headers, &self.keys).await?;
-        let caller = self.service.caller(&claims).await?;
+        let place = self.admission.admit(kind, &claims.org).map_err(HttpError::NoPlace)?;
+        Ok((claims, Arc::new(place)))
+    }
+
+    /// Whom the claims speak for.
+    async fn caller(&self, claims: &Claims, request: &RequestContext) -> Result<Caller, HttpError> {
+        let caller = self.service.caller(claims).await?;
         request.identified(&caller);
         Ok(caller)
     }
@@ -185,8 +222,10 @@ pub fn router(
     keys: Keys,
     metrics: Metrics,
     settings: &HttpSettings,
+    admission: &AdmissionSettings,
 ) -> Result<Router, HttpSettingsError> {
-    let rules = Arc::new(settings.rules(metrics)?);
+    let rules = Arc::new(settings.rules(metrics.clone())?);
+    let admission = Admission::new(admission.clone(), metrics);
     let [bootstrap, delta, batch, groups, schema, openapi] = ROUTES;
     let routes = Router::new()
         .route(bootstrap, get(bootstrap::bootstrap))
@@ -195,7 +234,13 @@ pub fn router(
         .route(groups, get(schema::groups))
         .route(schema, get(schema::schema))
         .route(openapi, get(openapi::document))
-        .with_state(Arc::new(Http { service, keys, settings: settings.clone() }));
+        .with_state(Arc::new(Http {
+            service,
+            keys,
+            settings: settings.clone(),
+            rests: Rests::new(settings.decoded_bytes),
+            admission,
+        }));
     Ok(framed(routes, rules))
 }
 

@@ -2,12 +2,13 @@
 //! this deployment, so it needs no token.
 
 use axum::Json;
+use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::http::error::Code;
 
 /// What every call with a token may be answered with.
-const COMMON: [Code; 10] = [
+const COMMON: [Code; 11] = [
     Code::Unauthenticated,
     Code::IssuerUnavailable,
     Code::UriTooLong,
@@ -16,6 +17,7 @@ const COMMON: [Code; 10] = [
     Code::CatalogMismatch,
     Code::StoreUnavailable,
     Code::Overloaded,
+    Code::TooManyRequests,
     Code::Stopping,
     Code::Internal,
 ];
@@ -205,7 +207,7 @@ fn responses(mut answers: Value, codes: &[Code]) -> Value {
             "description": status.canonical_reason().unwrap_or("Error"),
             "content": {"application/problem+json": {"schema": problem}}
         });
-        if status == axum::http::StatusCode::SERVICE_UNAVAILABLE {
+        if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&status) {
             answer["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}, "description": "In seconds."}});
         }
         answers[status.as_str()] = answer;

@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
@@ -15,12 +16,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::chain::Chain;
 use crate::http::ROUTES;
+use crate::http::admission::Place;
 use crate::http::cors::Cors;
 use crate::http::error::HttpError;
+use crate::http::pace::{Pace, PacedBody};
 use crate::metrics::Metrics;
 use crate::model::{Caller, SnapshotId};
 use crate::wire::trailer;
@@ -78,6 +81,16 @@ impl RequestContext {
     }
 }
 
+/// Marks a response whose body keeps packs in memory while its client takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct PinsPacks;
+
+/// A response that keeps its request's place until its last byte.
+pub fn held(mut response: Response, place: Arc<Place>) -> Response {
+    response.extensions_mut().insert(place);
+    response
+}
+
 /// The rules that hold for all requests.
 #[derive(Debug)]
 pub struct Rules {
@@ -85,6 +98,8 @@ pub struct Rules {
     pub max_uri_bytes: usize,
     /// The most that names and values of all headers may take, in bytes.
     pub max_header_bytes: usize,
+    /// How long an answer may take to begin.
+    pub begin_deadline: Duration,
     /// Who may ask from another origin.
     pub cors: Option<Cors>,
     /// Where requests are counted.
@@ -111,6 +126,8 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
     let method = request.method().clone();
     let path: String = request.uri().path().chars().take(MAX_LOGGED_PATH).collect();
     let origin = request.headers().get(ORIGIN).cloned();
+    // There is none where a test calls the router without a connection.
+    let pace = request.extensions().get::<Arc<Pace>>().cloned();
 
     let preflight = rules.cors.as_ref().and_then(|cors| cors.preflight(&method, request.headers()));
     let mut response = match (preflight, rules.check(&request)) {
@@ -118,8 +135,12 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
         (None, Err(error)) => error.into_response(),
         (None, Ok(())) => {
             request.extensions_mut().insert(context.clone());
-            let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-            handled.unwrap_or_else(|panic| HttpError::Panic(panic_text(&*panic)).into_response())
+            let handled = timeout(rules.begin_deadline, AssertUnwindSafe(next.run(request)).catch_unwind()).await;
+            match handled {
+                Ok(Ok(response)) => response,
+                Ok(Err(panic)) => HttpError::Panic(panic_text(&*panic)).into_response(),
+                Err(_) => HttpError::Deadline(rules.begin_deadline).into_response(),
+            }
         }
     };
     if let Some(error) = response.extensions_mut().remove::<Arc<HttpError>>() {
@@ -141,8 +162,19 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
     if method == Method::HEAD {
         response = without_body(response);
     }
-    let line = LogLine { context, method, path, status, bytes: 0, end: None };
-    response.map(|body| Body::new(Observed { body, line, route, metrics: rules.metrics.clone() }))
+    let pins = response.extensions_mut().remove::<PinsPacks>().is_some();
+    let place = response.extensions_mut().remove::<Arc<Place>>();
+    let line = LogLine { context, method, path, status, bytes: 0, end: None, pace: pace.clone() };
+    response.map(|body| {
+        let body = match pace {
+            Some(pace) => {
+                pace.begin_answer(pins);
+                Body::new(PacedBody::new(body, pace))
+            }
+            None => body,
+        };
+        Body::new(Observed { body, line, route, metrics: rules.metrics.clone(), _place: place })
+    })
 }
 
 /// A path as metrics name it: never a caller's own word.
@@ -170,6 +202,7 @@ struct Observed {
     line: LogLine,
     route: &'static str,
     metrics: Metrics,
+    _place: Option<Arc<Place>>,
 }
 
 impl Observed {
@@ -224,15 +257,20 @@ struct LogLine {
     bytes: u64,
     /// How the body ended; `None` when its connection went away first.
     end: Option<Result<(), String>>,
+    pace: Option<Arc<Pace>>,
 }
 
 impl LogLine {
     fn write(&self) {
         let (caller, source) = (self.context.caller.get(), self.context.source.get());
+        let cut = self.pace.as_ref().and_then(|pace| pace.verdict()).map(|cut| cut.to_string());
         let (outcome, error) = match &self.end {
             Some(Ok(())) => ("complete", None),
             Some(Err(error)) => ("broken", Some(error.as_str())),
-            None => ("abandoned", None),
+            None => match &cut {
+                Some(cut) => ("cut", Some(cut.as_str())),
+                None => ("abandoned", None),
+            },
         };
         tracing::info!(
             request_id = self.context.id(),

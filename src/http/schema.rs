@@ -9,6 +9,7 @@ use axum::{Extension, Json};
 use serde::Serialize;
 
 use crate::http::Http;
+use crate::http::admission::Kind;
 use crate::http::error::HttpError;
 use crate::http::request::RequestContext;
 use crate::model::catalog::Load;
@@ -98,7 +99,8 @@ pub async fn groups(
     Extension(request): Extension<Arc<RequestContext>>,
     headers: HeaderMap,
 ) -> Result<([(HeaderName, &'static str); 1], Json<GroupsDocument>), HttpError> {
-    let caller = http.caller(&headers, &request).await?;
+    let (claims, _place) = http.admit(Kind::Delta, &headers).await?;
+    let caller = http.caller(&claims, &request).await?;
     let sync_groups = caller.grants.as_slice().to_vec();
     Ok((PRIVATE, Json(GroupsDocument { org: caller.org, user: caller.user, sync_groups })))
 }
@@ -109,7 +111,8 @@ pub async fn schema(
     Extension(request): Extension<Arc<RequestContext>>,
     headers: HeaderMap,
 ) -> Result<([(HeaderName, &'static str); 1], Json<serde_json::Value>), HttpError> {
-    http.caller(&headers, &request).await?;
+    let (claims, _place) = http.admit(Kind::Delta, &headers).await?;
+    http.caller(&claims, &request).await?;
     let schema = http.service.schema().await?;
     let document = serde_json::to_value(SchemaDocument::new(&schema)).expect("plain data always serializes");
     Ok((PRIVATE, Json(document)))

@@ -3,6 +3,8 @@
 //! HTTP/1.1 only: answers are few and long, and whatever stands in front (a load balancer, TLS) speaks it. Connections
 //! are bounded in number, in the size of a request's head and in the time it may take to come.
 //!
+//! Each connection has a [pace](crate::http::pace): a client that does not take its answer is cut off.
+//!
 //! When the service is told to stop, listening ends at once, idle connections are closed, and answers in progress may
 //! go on for a grace period. What is not finished then is dropped: the client sees a broken transfer, not an end.
 
@@ -12,37 +14,61 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
 use axum::serve::{Listener, ListenerExt};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::TokioTimer;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::chain::Chain;
 use crate::http::HttpSettings;
+use crate::http::pace::{Cut, PacedIo, Pacing, Socket};
 use crate::task::Tasks;
 
 /// The largest request head that is read at all, in bytes, and what a connection buffers of an answer's small pieces.
 /// Beyond it there is no telling what the request was: it gets a bare 431 and its connection is closed.
 const MAX_HEAD: usize = 128 << 10;
 
-/// A listener whose connections send small writes (a head, the last frame) at once.
+/// How much of an answer the kernel keeps of what it has not sent yet, in bytes. Without it the kernel takes megabytes for
+/// a client that does not read.
+const UNSENT: u32 = 128 << 10;
+
+/// A listener whose connections send small writes (a head, the last frame) at once, and keep little that they can't send.
 pub fn without_delay(listener: TcpListener) -> impl Listener<Io = TcpStream, Addr = SocketAddr> {
     listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection keeps Nagle's algorithm");
         }
+        if let Err(error) = SockRef::from(&*stream).set_tcp_notsent_lowat(UNSENT) {
+            tracing::debug!(%error, "a connection keeps the kernel's own bound of what is not sent yet");
+        }
     })
+}
+
+/// How a connection ended.
+enum Ended {
+    /// By the client, or after its last answer.
+    Itself(hyper::Result<()>),
+    /// The client was too slow.
+    Cut(Cut),
+    /// The service stopped, and its answer went on for too long.
+    OutOfGrace,
 }
 
 /// Serves until `stop` is cancelled, and then until the last connection has ended or was dropped. Dropping the future
 /// stops accepting; connections go on until `stop` is cancelled.
 pub async fn serve(
-    mut listener: impl Listener,
+    mut listener: impl Listener<Io: Socket>,
     router: Router,
     settings: &HttpSettings,
+    pacing: &Pacing,
     tasks: &Tasks,
     stop: CancellationToken,
 ) {
@@ -60,23 +86,40 @@ pub async fn serve(
             (place, listener.accept().await.0)
         });
         let Some((place, io)) = accepted.await else { break };
-        let service = TowerToHyperService::new(router.clone());
-        let connection = http.serve_connection(TokioIo::new(io), service);
+        let pace = pacing.connection();
+        let routes = TowerToHyperService::new(router.clone());
+        let (io, known) = (PacedIo::new(io, pace.clone()), pace.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(known.clone());
+            routes.call(request)
+        });
+        let connection = http.serve_connection(io, service);
         let stop = stop.clone();
         tasks.spawn("connection", async move {
             let _place = place;
-            let mut connection = pin!(connection);
+            let mut connection = Box::pin(connection);
+            let mut cut = pin!(pace.cut());
             let ended = tokio::select! {
-                ended = connection.as_mut() => Some(ended),
+                ended = connection.as_mut() => Ended::Itself(ended),
+                cut = cut.as_mut() => Ended::Cut(cut),
                 () = stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
-                    tokio::time::timeout(grace, connection).await.ok()
+                    tokio::select! {
+                        ended = connection.as_mut() => Ended::Itself(ended),
+                        cut = cut.as_mut() => Ended::Cut(cut),
+                        () = sleep(grace) => Ended::OutOfGrace,
+                    }
                 }
             };
+            drop(connection);
+            pace.end();
             match ended {
-                Some(Ok(())) => {}
-                Some(Err(error)) => tracing::debug!(error = %Chain(&error), "a connection broke"),
-                None => tracing::warn!("a connection was cut off: its answer took longer than the grace period"),
+                Ended::Itself(Ok(())) => {}
+                Ended::Itself(Err(error)) => tracing::debug!(error = %Chain(&error), "a connection broke"),
+                Ended::Cut(why) => tracing::debug!(%why, "a connection was cut off"),
+                Ended::OutOfGrace => {
+                    tracing::warn!("a connection was cut off: its answer took longer than the grace period");
+                }
             }
         });
     }

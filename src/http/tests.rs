@@ -22,8 +22,10 @@ use crate::http::bootstrap::Delivery;
 use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
 use crate::http::fake::{Fake, broken, facts, frames, lines, live, noise, stored};
+use crate::http::pace::Socket;
 use crate::http::range::Conditions;
 use crate::http::request::RequestContext;
+use crate::http::rests::Rests;
 use crate::http::{HttpSettings, framed, server};
 use crate::metrics::Metrics;
 use crate::model::BootstrapQuery;
@@ -46,7 +48,7 @@ async fn door(make: impl Fn() -> Answer + Clone + Send + Sync + 'static, change:
 }
 
 fn door_on(
-    listener: impl Listener<Addr = SocketAddr>,
+    listener: impl Listener<Io: Socket, Addr = SocketAddr>,
     make: impl Fn() -> Answer + Clone + Send + Sync + 'static,
     change: impl Fn(&mut HttpSettings),
 ) -> Door {
@@ -55,6 +57,7 @@ fn door_on(
             let delivery = Delivery {
                 encoding: Encoding::negotiate(&headers, true).ok_or(HttpError::NotAcceptable)?,
                 conditions: Conditions::read(&headers, method == Method::GET),
+                rests: Rests::new(0),
                 tag: Some(BootstrapQuery { no_sync_packets: true, ..BootstrapQuery::default() }),
                 started: context.started(),
                 limit: std::time::Duration::from_secs(60),
@@ -73,7 +76,8 @@ fn door_on(
         let (stop, tasks, ended) = (stop.clone(), tasks.clone(), ended.clone().drop_guard());
         async move {
             let _ended = ended;
-            server::serve(listener, router, &settings, &tasks, stop).await;
+            let pacing = settings.pacing(Metrics::new());
+            server::serve(listener, router, &settings, &pacing, &tasks, stop).await;
         }
     });
     Door { address, stop, tasks, ended }
@@ -389,6 +393,12 @@ impl Listener for Watching {
 struct Watched {
     inner: TcpStream,
     watch: Arc<Watch>,
+}
+
+impl Socket for Watched {
+    fn reset_on_close(&self) -> io::Result<()> {
+        self.inner.reset_on_close()
+    }
 }
 
 impl AsyncRead for Watched {

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use crate::chain::Chain;
-use crate::dump::policy::{Candidate, Demand, Reason, Verdict, judge_for};
+use crate::dump::policy::{Demand, Reason, Verdict, judge_for};
 use crate::dump::{DumpError, Joined, LiveDump, Wish};
 use crate::model::{BootstrapQuery, Caller, Epoch, Grants, Schema, SnapshotId, SyncId, Watermark};
 use crate::serve::delta::{CatchUp, Resync};
-use crate::serve::freshness::Look;
+use crate::serve::freshness::{Kept, Look};
 use crate::serve::stored::StoredSnapshot;
 use crate::serve::{Answer, Content, Facts, ServeError, Service, SnapshotRef};
 use crate::source::{Action, ActionRange, SourceError};
@@ -36,11 +36,18 @@ pub struct BootstrapSettings {
     pub no_cache: bool,
     /// Milliseconds for which a look at an org's snapshot is shared.
     pub freshness_ms: u64,
+    /// Milliseconds a request that could be served from a snapshot waits for the database to say what came after it.
+    pub database_wait_ms: u64,
     /// Milliseconds a request waits for the watermark to reach its `firstSyncId`.
     pub watermark_wait_ms: u64,
 }
 
 impl BootstrapSettings {
+    /// For how long the database may keep a request waiting that could be served without it.
+    pub(super) fn database_wait(&self) -> Duration {
+        Duration::from_millis(self.database_wait_ms)
+    }
+
     /// For how long a look is shared.
     pub(super) fn freshness(&self) -> Duration {
         Duration::from_millis(self.freshness_ms)
@@ -50,7 +57,7 @@ impl BootstrapSettings {
 impl Default for BootstrapSettings {
     /// What `config/headstart.toml` says; a test holds the two together.
     fn default() -> Self {
-        Self { no_cache: true, freshness_ms: 250, watermark_wait_ms: 2000 }
+        Self { no_cache: true, freshness_ms: 250, database_wait_ms: 3000, watermark_wait_ms: 2000 }
     }
 }
 
@@ -114,12 +121,14 @@ impl Service {
     /// # Errors
     /// Before the first byte all of [`ServeError`]; afterwards the content's own.
     pub async fn bootstrap(&self, caller: &Caller, query: &BootstrapQuery) -> Result<Answer, ServeError> {
-        let at = Instant::now();
+        let mut at = Instant::now();
+        let mut shared = self.settings().freshness();
         for _ in 0..TRIES {
             let asked = self.asked(caller, query, at).await?;
-            match self.answer(&asked).await {
+            match self.answer(&asked, shared).await {
                 Ok(answer) => return Ok(answer),
-                Err(Again::Moved) => {}
+                // What was found has gone since: only another look helps.
+                Err(Again::Moved) => (at, shared) = (Instant::now(), Duration::ZERO),
                 Err(Again::No(error)) => return Err(error),
             }
         }
@@ -139,7 +148,8 @@ impl Service {
         let asked = self.asked(caller, query, Instant::now()).await?;
         match self.cache().manifest(&asked.slot, snapshot).await {
             Ok(manifest) if manifest.org == asked.slot.org => {
-                Ok(Some(self.snapshot_answer(&asked, manifest, "resumed")))
+                let (facts, stored) = self.selected(&asked, manifest, "resumed");
+                Ok(Some(self.snapshot_answer(&asked, facts, stored)))
             }
             Ok(_) | Err(StoreError::Missing(_)) => Ok(None),
             Err(error) => Err(error.into()),
@@ -180,8 +190,9 @@ impl Service {
         })
     }
 
-    async fn answer(&self, asked: &Asked) -> Result<Answer, Again> {
-        let mut look = self.freshness().recent(&asked.slot, self.settings().freshness()).await?;
+    /// Decides by a look that is no older than `shared`.
+    async fn answer(&self, asked: &Asked, shared: Duration) -> Result<Answer, Again> {
+        let mut look = self.freshness().recent(&asked.slot, shared).await?;
         if let Some(fault) = (look.unlogged.iter()).find_map(|(model, fault)| asked.wanted[*model].then_some(fault)) {
             return Err(fault.clone().into());
         }
@@ -192,11 +203,11 @@ impl Service {
         }
         match verdict {
             // Without the database nobody can tell whether it is fresh.
-            Verdict::Fresh if look.epoch.is_none() => self.published(asked, &look, "unchecked").await,
-            Verdict::Fresh => self.published(asked, &look, "fresh").await,
+            Verdict::Fresh if look.epoch.is_none() => self.kept(asked, &look, "unchecked").await,
+            Verdict::Fresh => self.kept(asked, &look, "fresh").await,
             Verdict::Stale(reason) => {
                 self.refresh_behind(asked, &look, reason);
-                self.published(asked, &look, "stale").await
+                self.kept(asked, &look, "stale").await
             }
             Verdict::Unusable(reason) => self.live(asked, &look, reason).await,
         }
@@ -214,30 +225,49 @@ impl Service {
         }
     }
 
-    /// Serves what the look found published.
-    async fn published(&self, asked: &Asked, look: &Look, why: &'static str) -> Result<Answer, Again> {
-        let Some(current) = &look.head.current else { return Err(Again::Moved) };
-        match self.cache().manifest(&asked.slot, current.facts.id).await {
-            Ok(manifest) => {
-                let mut answer = self.snapshot_answer(asked, manifest, why);
-                let nothing_new = look.pending == 0 && answer.facts.last_sync_id >= asked.demand.first_sync_id;
-                if !nothing_new && look.epoch.is_some() {
-                    self.catch_answer_up(asked, &mut answer, TooMany::LookAgain).await?;
+    /// Serves what the look found.
+    async fn kept(&self, asked: &Asked, look: &Look, why: &'static str) -> Result<Answer, Again> {
+        let (facts, stored) = match &look.kept {
+            None => return Err(Again::Moved),
+            Some(Kept::Unstored { live, .. }) => {
+                let Some(live) = live.upgrade() else { return Err(Again::Moved) };
+                return self.unstored(asked, look, live).await;
+            }
+            Some(Kept::Published(current)) => match self.cache().manifest(&asked.slot, current.facts.id).await {
+                Ok(manifest) => self.selected(asked, manifest, why),
+                Err(error) => {
+                    tracing::warn!(org = %asked.slot.org, snapshot = %current.facts.id, error = %Chain(&error), "a manifest can't be read");
+                    return self.live(asked, look, Reason::Unreadable).await;
                 }
-                Ok(answer)
+            },
+            Some(Kept::Remembered(current)) => {
+                let held = self.cache().held_manifest(&asked.slot, current.facts.id).and_then(|manifest| {
+                    let (facts, mut stored) = self.selected(asked, manifest, "remembered");
+                    stored.hold().then_some((facts, stored))
+                });
+                match held {
+                    Some(held) => held,
+                    None => return self.live(asked, look, Reason::Unreadable).await,
+                }
             }
-            Err(error) => {
-                tracing::warn!(org = %asked.slot.org, snapshot = %current.facts.id, error = %Chain(&error), "a manifest can't be read");
-                self.live(asked, look, Reason::Unreadable).await
-            }
+        };
+        let mut answer = self.snapshot_answer(asked, facts, stored);
+        let nothing_new = look.pending == 0 && answer.facts.last_sync_id >= asked.demand.first_sync_id;
+        if !nothing_new && look.epoch.is_some() {
+            self.catch_answer_up(asked, &mut answer, TooMany::LookAgain).await?;
         }
+        Ok(answer)
     }
 
-    fn snapshot_answer(&self, asked: &Asked, manifest: PinnedManifest, why: &'static str) -> Answer {
+    /// What a request gets of a snapshot, and what is known of that answer.
+    fn selected(&self, asked: &Asked, manifest: PinnedManifest, why: &'static str) -> (Facts, StoredSnapshot) {
         let snapshot = SnapshotRef { id: manifest.id, sync_id: manifest.sync_id };
         let facts = asked.facts(Method::Snapshot, why, snapshot, manifest.epoch.clone());
-        let (org, grants) = (asked.slot.org.clone(), &asked.grants);
-        let stored = StoredSnapshot::new(self.cache().clone(), org, manifest, grants, &asked.wanted);
+        let (cache, dumps, slot) = (self.cache().clone(), self.dumps().clone(), asked.slot.clone());
+        (facts, StoredSnapshot::new(cache, dumps, slot, manifest, &asked.grants, &asked.wanted))
+    }
+
+    fn snapshot_answer(&self, asked: &Asked, facts: Facts, stored: StoredSnapshot) -> Answer {
         Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Stored(Arc::new(stored)) }
     }
 
@@ -296,11 +326,8 @@ impl Service {
         }
     }
 
-    /// Serves from a finished dump that could not be stored, or from one in progress.
+    /// Serves from a dump in progress.
     async fn live(&self, asked: &Asked, look: &Look, reason: Reason) -> Result<Answer, Again> {
-        if let Some(live) = self.unstored(asked, look).await? {
-            return self.follow(asked, live, "unstored").await;
-        }
         self.wait_for_watermark(asked.demand.first_sync_id, None).await?;
         let mut wish = match asked.demand {
             Demand { no_cache: true, .. } => Wish::New,
@@ -308,16 +335,32 @@ impl Service {
             Demand { first_sync_id, .. } => Wish::AtLeast(first_sync_id),
         };
         for _ in 0..TRIES {
-            let Joined::Live(live) = self.dumps().join(&asked.slot, wish, look.began, &reason)? else {
+            let joined = self.dumps().join(&asked.slot, wish, look.began, &reason);
+            let joined = joined.inspect_err(|error| self.refused().note(&asked.slot.org, reason, error))?;
+            let Joined::Live(live) = joined else {
                 return Err(Again::Moved);
             };
             let opened = live.wait_opened().await?;
             if asked.demand.catches_up || opened.watermark.sync_id >= asked.demand.first_sync_id {
-                return self.follow(asked, live, reason.word()).await;
+                let mut answer = self.follow(asked, live, reason.word()).await?;
+                // A dump that began after the request is as new as the request needs.
+                if opened.at.is_none_or(|at| at < asked.at) {
+                    self.catch_answer_up(asked, &mut answer, TooMany::StopEarlier).await?;
+                }
+                return Ok(answer);
             }
             wish = Wish::AtLeast(asked.demand.first_sync_id);
         }
         Err(Again::Moved)
+    }
+
+    /// Serves from a finished dump that the store did not take.
+    async fn unstored(&self, asked: &Asked, look: &Look, live: Arc<LiveDump>) -> Result<Answer, Again> {
+        let mut answer = self.follow(asked, live, "unstored").await?;
+        if look.epoch.is_some() {
+            self.catch_answer_up(asked, &mut answer, TooMany::StopEarlier).await?;
+        }
+        Ok(answer)
     }
 
     async fn follow(&self, asked: &Asked, live: Arc<LiveDump>, why: &'static str) -> Result<Answer, Again> {
@@ -325,27 +368,7 @@ impl Service {
         let snapshot = SnapshotRef { id: live.id(), sync_id: opened.watermark.sync_id };
         let facts = asked.facts(Method::Postgres, why, snapshot, opened.watermark.epoch);
         let parts = live.follow(asked.grants.clone(), asked.wanted.clone()).map_err(ServeError::from).boxed();
-        let mut answer = Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Live(parts) };
-        // A dump that began after the request is as new as the request needs.
-        if opened.at < asked.at {
-            self.catch_answer_up(asked, &mut answer, TooMany::StopEarlier).await?;
-        }
-        Ok(answer)
-    }
-
-    /// The finished dump that could not be stored, while it is fresh enough.
-    async fn unstored(&self, asked: &Asked, look: &Look) -> Result<Option<Arc<LiveDump>>, ServeError> {
-        let Some((live, age)) = self.dumps().unstored(&asked.slot) else { return Ok(None) };
-        let (Some(opened), Some(epoch)) = (live.opened(), &look.epoch) else { return Ok(None) };
-        let sync_id = opened.watermark.sync_id;
-        let pending = self.freshness().pending(&asked.slot, sync_id).await?;
-        let candidate = Candidate { epoch: &opened.watermark.epoch, sync_id, age, pending };
-        match judge_for(asked.demand, Some(&candidate), epoch, self.limits()) {
-            Verdict::Fresh => {}
-            Verdict::Stale(reason) => self.refresh_behind(asked, look, reason),
-            Verdict::Unusable(_) => return Ok(None),
-        }
-        Ok(Some(live))
+        Ok(Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Live(parts) })
     }
 
     /// The watermark, once it is at `needed`, so that nothing is read in vain for an id that is not there yet.

@@ -231,8 +231,8 @@ impl Service {
         }
         let slot = Slot { org: caller.org.clone(), schema: schema.hash.clone() };
         let Ok(look) = self.freshness().recent(&slot, self.settings().freshness()).await else { return false };
-        let Some(current) = &look.head.current else { return false };
-        let Ok(manifest) = self.cache().manifest(&slot, current.facts.id).await else { return false };
+        let Some(snapshot) = look.published() else { return false };
+        let Ok(manifest) = self.cache().manifest(&slot, snapshot).await else { return false };
         let rows: u64 = select(&manifest, &caller.grants, |_| true).rows.iter().sum();
         actions as u64 * self.shared.settings.delta.action_cost > rows
     }

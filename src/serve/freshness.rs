@@ -1,22 +1,24 @@
 //! What is known of a slot's snapshot right now, found out once for all who ask at the same time.
 //!
 //! Every bootstrap needs the head, the epoch and the number of pending actions: one look-up in the store and two small
-//! statements. A look is shared by those who come while it runs and, for a short time, by those who come after; whoever
+//! statements. While the store does not answer, the head is the one that the last look found; while the database does
+//! not, what is kept is served for what it is. A look is shared by those who come while it runs and, for a short time, by those who come after; whoever
 //! finds nothing usable in a shared look looks again before anything expensive is begun.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dashmap::DashMap;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::chain::Chain;
 use crate::dump::policy::{Candidate, Limits};
-use crate::model::{Epoch, SyncId};
+use crate::dump::{Dumps, LiveDump};
+use crate::model::{Epoch, SnapshotId, SyncId, Watermark};
 use crate::source::{Source, SourceError};
-use crate::store::{Head, Slot, SnapshotStore};
+use crate::store::{Head, Published, Slot, SnapshotStore};
 
 /// More slots than this are not remembered past their use.
 const REMEMBERED: usize = 10_000;
@@ -25,7 +27,10 @@ const REMEMBERED: usize = 10_000;
 pub struct Freshness {
     source: Arc<dyn Source>,
     store: Arc<dyn SnapshotStore>,
+    dumps: Dumps,
     limits: Limits,
+    /// How long the database may take to say what came after a snapshot, before that is served as it is.
+    database_wait: Duration,
     looks: DashMap<Slot, Arc<Mutex<Option<Arc<Look>>>>>,
 }
 
@@ -33,32 +38,91 @@ pub struct Freshness {
 pub struct Look {
     /// When it began: whatever was true before is in it.
     pub began: Instant,
-    /// What is published; the empty head while the store does not answer.
-    pub head: Head,
+    /// The newest state of the slot that is kept somewhere.
+    pub kept: Option<Kept>,
+    /// The head, as this look or an earlier one found it.
+    head: Head,
     /// The database's history; `None` while the database does not answer.
     pub epoch: Option<Epoch>,
     /// Models of which nothing may be served.
     pub unlogged: Arc<BTreeMap<usize, SourceError>>,
-    /// Actions after the published snapshot, counted up to the hard limit and one.
+    /// Actions after what is kept, counted up to the hard limit and one.
     pub pending: u64,
 }
 
+/// A state of an org that is kept.
+#[derive(Clone)]
+pub enum Kept {
+    /// The published snapshot.
+    Published(Published),
+    /// The one that was published when the store was last heard of, and may still be in the cache.
+    Remembered(Published),
+    /// A finished dump that the store did not take.
+    Unstored {
+        /// The dump, for as long as others keep it: a look that is remembered keeps no spool.
+        live: Weak<LiveDump>,
+        /// What it is true at.
+        watermark: Watermark,
+        /// How long ago its read began, when this was found.
+        age: Duration,
+    },
+}
+
+impl Kept {
+    /// The history it belongs to, and what it is true at.
+    fn point(&self) -> (&Epoch, SyncId) {
+        match self {
+            Self::Published(current) | Self::Remembered(current) => (&current.facts.epoch, current.facts.sync_id),
+            Self::Unstored { watermark, .. } => (&watermark.epoch, watermark.sync_id),
+        }
+    }
+
+    fn age(&self) -> Duration {
+        match self {
+            Self::Published(current) | Self::Remembered(current) => current.age,
+            Self::Unstored { age, .. } => *age,
+        }
+    }
+
+    fn unstored(live: &Arc<LiveDump>, age: Duration) -> Option<Self> {
+        let watermark = live.opened()?.watermark.clone();
+        Some(Self::Unstored { live: Arc::downgrade(live), watermark, age })
+    }
+}
+
 impl Look {
-    /// The published snapshot as the policy sees it.
+    /// The snapshot that is published, as far as is known.
+    pub fn published(&self) -> Option<SnapshotId> {
+        self.head.current.as_ref().map(|current| current.facts.id)
+    }
+
+    /// The head that this look found, as old as it is by now.
+    fn head_now(&self) -> Head {
+        let mut head = self.head.clone();
+        if let Some(current) = &mut head.current {
+            current.age += self.began.elapsed();
+        }
+        head
+    }
+
+    /// What is kept, as the policy sees it.
     pub fn candidate(&self) -> Option<Candidate<'_>> {
-        self.head.current.as_ref().map(|current| Candidate {
-            epoch: &current.facts.epoch,
-            sync_id: current.facts.sync_id,
-            age: current.age + self.began.elapsed(),
-            pending: self.pending,
-        })
+        let kept = self.kept.as_ref()?;
+        let (epoch, sync_id) = kept.point();
+        Some(Candidate { epoch, sync_id, age: kept.age() + self.began.elapsed(), pending: self.pending })
     }
 }
 
 impl Freshness {
     /// Nothing was looked at yet.
-    pub fn new(source: Arc<dyn Source>, store: Arc<dyn SnapshotStore>, limits: Limits) -> Self {
-        Self { source, store, limits, looks: DashMap::new() }
+    pub fn new(
+        source: Arc<dyn Source>,
+        store: Arc<dyn SnapshotStore>,
+        dumps: Dumps,
+        limits: Limits,
+        database_wait: Duration,
+    ) -> Self {
+        Self { source, store, dumps, limits, database_wait, looks: DashMap::new() }
     }
 
     /// A look that began at `not_before` or later. Callers of one slot take turns, so that one look serves all who came
@@ -72,7 +136,7 @@ impl Freshness {
         if let Some(look) = last.as_ref().filter(|look| look.began >= not_before) {
             return Ok(look.clone());
         }
-        let look = Arc::new(self.look_now(slot).await?);
+        let look = Arc::new(self.look_now(slot, last.as_deref()).await?);
         *last = Some(look.clone());
         drop(last);
         if self.looks.len() > REMEMBERED {
@@ -90,34 +154,45 @@ impl Freshness {
         self.look(slot, now.checked_sub(age).unwrap_or(now)).await
     }
 
-    async fn look_now(&self, slot: &Slot) -> Result<Look, SourceError> {
+    async fn look_now(&self, slot: &Slot, last: Option<&Look>) -> Result<Look, SourceError> {
         let began = Instant::now();
-        let head = self.store.head(slot).await.unwrap_or_else(|error| {
-            tracing::warn!(org = %slot.org, error = %Chain(&error), "the snapshot store does not tell what is published");
-            Head::default()
-        });
-        let since = head.current.as_ref().map_or(SyncId::ZERO, |current| current.facts.sync_id);
-        let pending = async {
-            match &head.current {
-                Some(_) => self.pending(slot, since).await,
-                None => Ok(0),
+        let (head, published) = match self.store.head(slot).await {
+            Ok(head) => (head.clone(), head.current.map(Kept::Published)),
+            Err(error) => {
+                tracing::debug!(org = %slot.org, error = %Chain(&error), "the store does not tell what is published");
+                let head = last.map(Look::head_now).unwrap_or_default();
+                (head.clone(), head.current.map(Kept::Remembered))
             }
         };
-        let changes = tokio::try_join!(self.source.epoch(), self.source.unlogged(), pending);
-        let (epoch, unlogged, pending) = match changes {
-            Ok((epoch, unlogged, pending)) => (Some(epoch), unlogged, pending),
-            Err(SourceError::Unavailable(_)) if head.current.is_some() => (None, Arc::default(), 0),
+        let unstored = self.dumps.unstored(slot).and_then(|(live, age)| Kept::unstored(&live, age));
+        let kept: Vec<Kept> = published.into_iter().chain(unstored).collect();
+        let since: Vec<_> = kept.iter().map(|kept| (slot.org.clone(), kept.point().1)).collect();
+        let pending = async {
+            match &*since {
+                [] => Ok(Vec::new()),
+                since => self.source.pending(since, self.limits.count_cap()).await,
+            }
+        };
+        let state = async { tokio::try_join!(self.source.epoch(), self.source.unlogged(), pending) };
+        // Only who has something to serve may give up waiting.
+        let state = match kept.is_empty() {
+            true => state.await.map(Some),
+            false => timeout(self.database_wait, state).await.map_or(Ok(None), |state| state.map(Some)),
+        };
+        let (epoch, unlogged, pending) = match state {
+            Ok(Some((epoch, unlogged, pending))) => (Some(epoch), unlogged, pending),
+            Ok(None) => (None, Arc::default(), Vec::new()),
+            Err(SourceError::Unavailable(_) | SourceError::Busy(_)) if !kept.is_empty() => {
+                (None, Arc::default(), Vec::new())
+            }
             Err(error) => return Err(error),
         };
-        Ok(Look { began, head, epoch, unlogged, pending })
-    }
-
-    /// Actions of the slot's org after a sync id, counted up to the hard limit and one.
-    ///
-    /// # Errors
-    /// The source's.
-    pub async fn pending(&self, slot: &Slot, since: SyncId) -> Result<u64, SourceError> {
-        let counts = self.source.pending(&[(slot.org.clone(), since)], self.limits.count_cap()).await?;
-        Ok(counts.first().copied().unwrap_or_default())
+        let pending = pending.into_iter().chain(std::iter::repeat(0));
+        let newest = kept.into_iter().zip(pending).max_by_key(|(kept, _)| {
+            let (of, sync_id) = kept.point();
+            (epoch.as_ref().is_none_or(|epoch| of == epoch), sync_id)
+        });
+        let (kept, pending) = newest.map_or((None, 0), |(kept, pending)| (Some(kept), pending));
+        Ok(Look { began, kept, head, epoch, unlogged, pending })
     }
 }

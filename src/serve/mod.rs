@@ -9,20 +9,24 @@ pub mod batch;
 pub mod bootstrap;
 pub mod delta;
 pub mod freshness;
+pub mod refused;
 pub mod stored;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 pub use crate::auth::Claims;
 use crate::chain::Chain;
-pub use crate::dump::Part;
 use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
+pub use crate::dump::{Frames, Part};
 use crate::metrics::Metrics;
 use crate::model::{Epoch, QueryError, Schema, SnapshotId, SyncGroup, SyncId};
 use crate::serve::batch::answer::BatchSettings;
@@ -30,10 +34,14 @@ use crate::serve::batch::{LoadError, Loader};
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::serve::delta::{CatchUp, DeltaSettings, Resync};
 use crate::serve::freshness::Freshness;
+use crate::serve::refused::Refused;
 use crate::source::{Source, SourceError};
 use crate::store::{PackCache, SnapshotStore, StoreError};
 use crate::wire::trailer::Method;
 use crate::wire::{Metadata, action};
+
+/// How long a part may take to say how it is: less than whoever asks waits.
+const READY_WITHIN: Duration = Duration::from_millis(1000);
 
 /// The service. Clones share everything.
 #[derive(Clone)]
@@ -48,6 +56,7 @@ struct Shared {
     dumps: Dumps,
     freshness: Freshness,
     loader: Loader,
+    refused: Refused,
     settings: ServeSettings,
     metrics: Metrics,
 }
@@ -102,8 +111,11 @@ impl Service {
         settings: ServeSettings,
         metrics: Metrics,
     ) -> Self {
-        let freshness = Freshness::new(source.clone(), store.clone(), settings.freshness);
-        Self { shared: Arc::new(Shared { source, store, cache, dumps, freshness, loader, settings, metrics }) }
+        let wait = settings.bootstrap.database_wait();
+        let freshness = Freshness::new(source.clone(), store.clone(), dumps.clone(), settings.freshness, wait);
+        let refused = Refused::default();
+        let shared = Shared { source, store, cache, dumps, freshness, loader, refused, settings, metrics };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The schema in force.
@@ -114,19 +126,30 @@ impl Service {
         Ok(self.shared.source.schema().await?)
     }
 
-    /// How the parts are doing. Without the store bootstraps go on from the database; without the database published
-    /// snapshots are served to callers whose token lists their groups.
+    /// How the parts are doing. Without the store bootstraps go on from the database. Without the database published
+    /// snapshots are served to callers whose token lists their groups, once the tables are known; taking the instance
+    /// away would help nobody, since all of them lean on the same database. A part that does not say within
+    /// [`READY_WITHIN`] does not answer.
     pub async fn readiness(&self) -> Vec<PartHealth> {
-        let (database, store) = tokio::join!(self.shared.source.epoch(), self.shared.store.ping());
+        let Shared { source, store, .. } = &*self.shared;
+        let (database, store, unknown) =
+            tokio::join!(fault_of(source.epoch()), fault_of(store.ping()), fault_of(source.schema()));
+        let unstored = self.dumps().unstored_slots().len();
+        let waiting = (unstored > 0).then(|| format!("the last dumps of {unstored} orgs could not be stored"));
         let health = |part, reason: Option<String>, failed| PartHealth {
             part,
             state: if reason.is_some() { failed } else { Health::Ok },
             reason,
         };
         vec![
-            health("database", database.err().map(|error| Chain(&error).to_string()), Health::Down),
-            health("store", store.err().map(|error| Chain(&error).to_string()), Health::Degraded),
+            health("database", database, if unknown.is_some() { Health::Down } else { Health::Degraded }),
+            health("store", store.or(waiting), Health::Degraded),
         ]
+    }
+
+    /// Whether answers wait for room in the pack cache that others hold, as it changes.
+    pub fn crowded(&self) -> watch::Receiver<bool> {
+        self.cache().crowded()
     }
 
     fn source(&self) -> &dyn Source {
@@ -139,6 +162,10 @@ impl Service {
 
     fn dumps(&self) -> &Dumps {
         &self.shared.dumps
+    }
+
+    fn refused(&self) -> &Refused {
+        &self.shared.refused
     }
 
     fn freshness(&self) -> &Freshness {
@@ -164,6 +191,14 @@ impl Service {
 
     fn settings(&self) -> &BootstrapSettings {
         &self.shared.settings.bootstrap
+    }
+}
+
+/// Why a part does not answer, if it does not.
+async fn fault_of<T, E: std::error::Error>(answer: impl Future<Output = Result<T, E>>) -> Option<String> {
+    match timeout(READY_WITHIN, answer).await {
+        Ok(answer) => answer.err().map(|error| Chain(&error).to_string()),
+        Err(_) => Some(format!("no answer within {} ms", READY_WITHIN.as_millis())),
     }
 }
 

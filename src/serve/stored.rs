@@ -5,23 +5,35 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 
-use crate::model::{Grants, Org};
+use crate::dump::Dumps;
+use crate::model::Grants;
 use crate::serve::{ServeError, SliceLen, Stored};
-use crate::snapshot::{Selection, select};
-use crate::store::{PackCache, PinnedManifest};
+use crate::snapshot::{PackEntry, Selection, select};
+use crate::store::{PackCache, PinnedManifest, PinnedPack, Slot, StoreError};
 
 /// Slices of packs that are loaded when their turn comes.
 pub struct StoredSnapshot {
     cache: PackCache,
-    org: Org,
+    dumps: Dumps,
+    slot: Slot,
     manifest: PinnedManifest,
     selection: Selection,
     slices: Vec<SliceLen>,
+    /// Packs that may not be had again.
+    held: Vec<PinnedPack>,
 }
 
 impl StoredSnapshot {
-    /// What a caller with these grants gets of the wanted models.
-    pub fn new(cache: PackCache, org: Org, manifest: PinnedManifest, grants: &Grants, wanted: &[bool]) -> Self {
+    /// What a caller with these grants gets of the wanted models. A snapshot that turns out to be unreadable is put
+    /// aside by `dumps`.
+    pub fn new(
+        cache: PackCache,
+        dumps: Dumps,
+        slot: Slot,
+        manifest: PinnedManifest,
+        grants: &Grants,
+        wanted: &[bool],
+    ) -> Self {
         let selection = select(&manifest, grants, |model| wanted.get(model).copied().unwrap_or_default());
         let slices = (selection.slices.iter())
             .map(|slice| SliceLen {
@@ -29,14 +41,43 @@ impl StoredSnapshot {
                 raw_len: manifest.frames[slice.frames.clone()].iter().map(|frame| u64::from(frame.raw_len)).sum(),
             })
             .collect();
-        Self { cache, org, manifest, selection, slices }
+        Self { cache, dumps, slot, manifest, selection, slices, held: Vec::new() }
+    }
+
+    /// Holds every pack it needs, if all are in memory, for as long as it lives: then it can be read without the store.
+    pub fn hold(&mut self) -> bool {
+        let mut needed: Vec<u32> = self.selection.slices.iter().map(|slice| slice.pack).collect();
+        needed.dedup();
+        let held = |pack: u32| self.cache.held_pack(&self.slot.org, self.manifest.packs[pack as usize].id);
+        match needed.into_iter().map(held).collect() {
+            Some(held) => {
+                self.held = held;
+                true
+            }
+            None => false,
+        }
     }
 
     async fn slice(&self, index: usize) -> Result<Bytes, ServeError> {
         let slice = &self.selection.slices[index];
-        let pack = self.manifest.packs[slice.pack as usize];
-        let pack = self.cache.pack(&self.org, pack).await?;
-        Ok(pack.slice(slice.bytes.start as usize..slice.bytes.end as usize))
+        let entry = self.manifest.packs[slice.pack as usize];
+        match self.cache.pack(&self.slot.org, entry).await {
+            Ok(pack) => Ok(pack.slice(slice.bytes.start as usize..slice.bytes.end as usize)),
+            Err(error) => {
+                if error.is_lasting() {
+                    self.put_aside(entry, &error);
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// This answer breaks; the next one is to find another snapshot.
+    fn put_aside(&self, entry: PackEntry, error: &StoreError) {
+        tracing::warn!(org = %self.slot.org, snapshot = %self.manifest.id, pack = %entry.id, %error, "an answer broke");
+        let (cache, org) = (self.cache.clone(), self.slot.org.clone());
+        let again = async move { cache.pack(&org, entry).await.map(|_| ()) };
+        self.dumps.put_aside(self.slot.clone(), self.manifest.id, again);
     }
 }
 

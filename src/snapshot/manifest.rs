@@ -15,6 +15,10 @@ const VERSION: u32 = 1;
 /// What a manifest may hold once decompressed; 250,000 frames take about 3 MiB.
 const MAX_RAW: u64 = 256 << 20;
 
+/// How many models a schema may have. What reads a manifest counts rows by model, so a damaged one must not make that
+/// large.
+const MAX_MODELS: u32 = 1 << 16;
+
 /// The immutable state of one org at a known watermark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
@@ -98,8 +102,11 @@ impl Manifest {
     /// The manifest as it is stored.
     ///
     /// # Errors
-    /// When zstd runs out of memory.
+    /// When the schema has more than 65,536 models, or zstd runs out of memory.
     pub fn encode(&self) -> Result<Vec<u8>, ManifestError> {
+        if self.models > MAX_MODELS {
+            return Err(ManifestError::Malformed(Malformed::Number));
+        }
         let mut body = Vec::with_capacity(64 + self.frames.len() * 10);
         body.extend_from_slice(self.id.as_bytes());
         for text in [self.org.as_str(), self.epoch.as_str(), self.schema_hash.as_str()] {
@@ -187,7 +194,7 @@ impl Manifest {
             }
         }
         let manifest = Self { id, org, generation, epoch, sync_id, schema_hash, models, packs, sets, frames };
-        if reader.0.is_empty() && manifest.is_sound() {
+        if reader.0.is_empty() && models <= MAX_MODELS && manifest.is_sound() {
             Ok(manifest)
         } else {
             Err(ManifestError::Malformed(Malformed::Number))
@@ -294,6 +301,16 @@ pub(crate) mod tests {
                 assert_eq!(decoded, sample(20), "flip at {at}");
             }
         }
+    }
+
+    /// Found by fuzzing: 36 bytes that made whoever counted rows by model take gigabytes.
+    #[test]
+    fn a_number_of_models_that_nobody_has_is_refused() {
+        let body = b"\x7f\0\0\0\0\xff\xff\xff\0\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\xff\xff\xff\x7f\xff\xff\xff\xff\0\xff\xff\xff\xff\x08\0\0\0";
+        assert!(Manifest::decode_body(Reader(&body[1..])).is_err());
+        let mut manifest = sample(10);
+        manifest.models = MAX_MODELS + 1;
+        assert!(manifest.encode().is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::model::{Generation, Org, SnapshotId};
+use crate::model::{Generation, Org, SchemaHash, SnapshotId};
 use crate::snapshot::PackId;
 use crate::store::{Facts, Head, Lease, Published, Retention, Slot, SnapshotStore, StoreError};
 
@@ -28,6 +28,7 @@ struct State {
     manifests: BTreeMap<(Org, SnapshotId), Kept>,
     packs: BTreeMap<(Org, PackId), Kept>,
     leases: BTreeMap<Org, Held>,
+    announcements: BTreeMap<(Org, SnapshotId, u32), Kept>,
 }
 
 #[derive(Debug)]
@@ -49,6 +50,7 @@ struct Held {
     owner: SnapshotId,
     token: u64,
     until: Instant,
+    makes: Option<(SchemaHash, SnapshotId)>,
 }
 
 impl MemoryStore {
@@ -185,7 +187,7 @@ impl SnapshotStore for MemoryStore {
             return Ok(None);
         }
         let token = before.map_or(0, |held| held.token) + 1;
-        state.leases.insert(org.clone(), Held { owner, token, until: now + ttl });
+        state.leases.insert(org.clone(), Held { owner, token, until: now + ttl, makes: None });
         Ok(Some(Lease { org: org.clone(), owner, token }))
     }
 
@@ -206,11 +208,38 @@ impl SnapshotStore for MemoryStore {
         Ok(())
     }
 
+    async fn declare(&self, lease: &Lease, slot: &Slot, snapshot: SnapshotId) -> Result<(), StoreError> {
+        if let Some(held) = self.lock().lease(lease) {
+            held.makes = Some((slot.schema.clone(), snapshot));
+        }
+        Ok(())
+    }
+
+    async fn declared(&self, slot: &Slot) -> Result<Option<SnapshotId>, StoreError> {
+        let state = self.lock();
+        let held = state.leases.get(&slot.org).filter(|held| Instant::now() < held.until);
+        let makes = held.and_then(|held| held.makes.as_ref()).filter(|(schema, _)| *schema == slot.schema);
+        Ok(makes.map(|(_, snapshot)| *snapshot))
+    }
+
+    async fn announce(&self, org: &Org, snapshot: SnapshotId, number: u32, piece: Bytes) -> Result<(), StoreError> {
+        let until = Some(Instant::now() + self.retention.unpublished);
+        self.lock().announcements.insert((org.clone(), snapshot, number), Kept { bytes: piece, until });
+        Ok(())
+    }
+
+    async fn announced(&self, org: &Org, snapshot: SnapshotId, number: u32) -> Result<Option<Bytes>, StoreError> {
+        let state = self.lock();
+        let kept = state.announcements.get(&(org.clone(), snapshot, number)).filter(|kept| kept.is_there());
+        Ok(kept.map(|kept| kept.bytes.clone()))
+    }
+
     async fn sweep(&self) -> Result<u64, StoreError> {
         let mut state = self.lock();
         let before = state.packs.len();
         state.packs.retain(|_, kept| kept.is_there());
         state.manifests.retain(|_, kept| kept.is_there());
+        state.announcements.retain(|_, kept| kept.is_there());
         // No dump is older than this, so nobody can publish over such a tombstone any more.
         let forgotten = self.retention.grace + self.retention.unpublished;
         state.slots.retain(|_, slot| slot.facts.is_some() || slot.since.elapsed() < forgotten);

@@ -1,11 +1,12 @@
 //! Where snapshots are kept: the second of the two seams.
 //!
 //! [`SnapshotStore`] is the contract; `mongo` (production), `object` (a folder, the embedded default) and `memory`
-//! (tests) keep it, and `contract` is the one suite that shows it. `cache` stands in front of any of them.
+//! (tests) keep it, and `contract` is the one suite that shows it. `guard` and `cache` stand in front of any of them.
 //!
 //! # What a store holds
 //! For each *slot* (org and schema hash) a [`Head`]: the generation and what was published as it. For each snapshot
-//! its manifest and the packs made for it. For each org at most one lease.
+//! its manifest and the packs made for it. For each org at most one lease; on it stands which snapshot its holder makes, and
+//! beside it what the holder tells of that, pack by pack, for instances that follow.
 //!
 //! # How a snapshot appears and goes
 //! Packs are put first, under the random id of a snapshot that no head names yet: nobody reads them. Then `publish`
@@ -17,6 +18,7 @@
 
 mod cache;
 pub mod contract;
+mod guard;
 mod memory;
 mod mongo;
 mod object;
@@ -34,6 +36,7 @@ use crate::model::{Epoch, Generation, Org, SchemaHash, SnapshotId, SyncId};
 use crate::snapshot::PackId;
 
 pub use cache::{CacheSettings, CacheStats, PackCache, PinnedManifest, PinnedPack};
+pub use guard::GuardedStore;
 pub use memory::MemoryStore;
 pub use mongo::{MongoSettings, MongoStore};
 pub use object::{BucketStore, FolderSettings};
@@ -86,6 +89,12 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Tells the log that they are published.
+    pub fn log(&self, slot: &Slot) {
+        tracing::info!(org = %slot.org, snapshot = %self.id, sync_id = %self.sync_id, rows = self.rows,
+            raw_bytes = self.raw_len, bytes = self.len, packs = self.packs.len(), "a snapshot is published");
+    }
+
     /// The packs that were made for this snapshot.
     fn own_packs(&self) -> impl Iterator<Item = PackId> + '_ {
         self.packs.iter().copied().filter(|pack| pack.snapshot == self.id)
@@ -214,6 +223,44 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn release(&self, lease: &Lease) -> Result<(), StoreError>;
 
+    /// Tells other instances that the holder of a lease makes this snapshot of a slot, until the lease ends or is given
+    /// back. Nothing happens when it was lost, or in a store that only one instance uses: those keep no announcements.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn declare(&self, lease: &Lease, slot: &Slot, snapshot: SnapshotId) -> Result<(), StoreError> {
+        let _ = (lease, slot, snapshot);
+        Ok(())
+    }
+
+    /// The snapshot of a slot that the holder of its org's lease makes now.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn declared(&self, slot: &Slot) -> Result<Option<SnapshotId>, StoreError> {
+        let _ = slot;
+        Ok(None)
+    }
+
+    /// Keeps a piece of what is told of a declared snapshot, by its number. It expires after
+    /// [`Retention::unpublished`].
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Full`].
+    async fn announce(&self, org: &Org, snapshot: SnapshotId, number: u32, piece: Bytes) -> Result<(), StoreError> {
+        let _ = (org, snapshot, number, piece);
+        Ok(())
+    }
+
+    /// A piece, if it was announced.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn announced(&self, org: &Org, snapshot: SnapshotId, number: u32) -> Result<Option<Bytes>, StoreError> {
+        let _ = (org, snapshot, number);
+        Ok(None)
+    }
+
     /// Removes what nobody needs any more: packs and manifests past their time, packs never published. Says how many
     /// packs it removed. Safe at any moment beside dumps, publishers and other sweeps.
     ///
@@ -257,6 +304,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether asking again would give the same: what is wrong lies in the store and not on the way to it.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::Missing(_) | Self::Damaged { .. })
+    }
+
     fn unavailable(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Unavailable(cause.into().into())
     }

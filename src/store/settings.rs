@@ -26,6 +26,9 @@ pub struct StoreSettings {
     /// Seconds that packs may wait to be published; a dump that takes longer can't be. Costs the space of the packs of
     /// failed dumps for up to twice as long.
     pub unpublished_s: u64,
+    /// Milliseconds a client waits for the store to say what is published; a slower store counts as down, and clients are
+    /// served from the cache and the database until it answers again.
+    pub patience_ms: u64,
     /// Settings `[store.folder]`.
     pub folder: FolderSettings,
     /// Settings `[store.mongo]`.
@@ -40,6 +43,7 @@ impl Default for StoreSettings {
             url: "file:///var/lib/headstart".to_owned(),
             grace_s: 2 * 60 * 60,
             unpublished_s: 6 * 60 * 60,
+            patience_ms: 2_000,
             folder: FolderSettings::default(),
             mongo: MongoSettings::default(),
             cache: CacheSettings::default(),
@@ -48,6 +52,11 @@ impl Default for StoreSettings {
 }
 
 impl StoreSettings {
+    /// For how long a client waits.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience_ms)
+    }
+
     /// The two times as the stores take them.
     pub fn retention(&self) -> Retention {
         Retention { grace: Duration::from_secs(self.grace_s), unpublished: Duration::from_secs(self.unpublished_s) }

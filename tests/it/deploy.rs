@@ -33,7 +33,8 @@ fn texts(folder: &str) -> Vec<(PathBuf, String)> {
 
 /// Names in the environment that are no settings.
 fn is_other_name(name: &str) -> bool {
-    name == "HEADSTART_CONFIG" || name.starts_with("HEADSTART_TEST_")
+    let others = ["HEADSTART_TEST_", "HEADSTART_FUZZ_"];
+    name == "HEADSTART_CONFIG" || others.iter().any(|other| name.starts_with(other))
 }
 
 #[test]

@@ -13,7 +13,7 @@ use headstart::model::{BootstrapQuery, Epoch, Generation, Org, SchemaHash, Snaps
 use headstart::serve::{Content, ServeError};
 use headstart::snapshot::PackId;
 use headstart::store::{Facts, Head, Lease, MemoryStore, Slot, SnapshotStore, StoreError};
-use tokio::time::{advance, timeout};
+use tokio::time::{advance, sleep, timeout};
 
 use crate::support::world::{World, caller, org, receive, retention, schema};
 
@@ -434,8 +434,12 @@ async fn without_the_store_one_scan_serves_until_it_is_stale() {
     assert_eq!(world.source.scans(), 2);
     store.off.store(false, Ordering::SeqCst);
     world.runner().round(true, false).await.unwrap();
-    assert!(world.store.head(&world.slot(&acme)).await.unwrap().current.is_some(), "it is published again");
-    assert_eq!(world.dumps.spool_bytes(), 0, "and the spool is let go");
+    while world.dumps.unstored(&world.slot(&acme)).is_some() || world.dumps.spool_bytes() > 0 {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let head = world.store.head(&world.slot(&acme)).await.unwrap();
+    assert_eq!(head.current.unwrap().facts.sync_id, SyncId(31), "it is published afterwards");
+    assert_eq!((world.source.scans(), world.dumps.spool_bytes()), (2, 0), "without a scan, and the spool is let go");
 }
 
 #[tokio::test]

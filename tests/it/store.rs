@@ -8,25 +8,23 @@ mod together;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use headstart::metrics::Metrics;
 use headstart::model::{Epoch, Generation, SnapshotId, SyncId};
 use headstart::snapshot::PackId;
 use headstart::store::{
-    BucketStore, Facts, FolderSettings, MemoryStore, MongoSettings, MongoStore, Published, Retention, Slot,
-    SnapshotStore, StoreError, contract,
+    BucketStore, Facts, FolderSettings, GuardedStore, MemoryStore, MongoSettings, MongoStore, Published, Retention,
+    Slot, SnapshotStore, StoreError, contract,
 };
 use headstart::task::Tasks;
 use object_store::memory::InMemory;
 
-use super::support::required;
+use super::support::mongo_url;
 
-/// The test server's URL with a database of its own.
-fn mongo_url() -> String {
-    let url = required("HEADSTART_TEST_MONGODB_URL");
-    let (server, options) = url.split_once("/?").unwrap_or((url.trim_end_matches('/'), ""));
-    format!("{server}/t_{}?{options}", SnapshotId::random())
-}
+/// Nothing expires while a test runs.
+const LONG: Retention = Retention { grace: Duration::from_secs(3600), unpublished: Duration::from_secs(3600) };
 
 async fn mongo(url: &str, retention: Retention) -> Arc<dyn SnapshotStore> {
     Arc::new(MongoStore::open(url, &MongoSettings::default(), retention, Tasks::new()).await.expect("open"))
@@ -78,6 +76,14 @@ async fn read_whole(store: &dyn SnapshotStore, slot: &Slot, current: &Published)
 #[tokio::test(start_paused = true)]
 async fn memory_keeps_the_contract() {
     contract::run(async |retention| Arc::new(MemoryStore::new(retention)) as _).await;
+    contract::announcing::run(&MemoryStore::new(LONG)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guarded_store_keeps_the_contract() {
+    let guarded = |store| GuardedStore::new(store, Duration::from_secs(1), Tasks::new(), Metrics::new());
+    contract::run(async |retention| Arc::new(guarded(Arc::new(MemoryStore::new(retention)))) as _).await;
+    contract::announcing::run(&guarded(Arc::new(MemoryStore::new(LONG)))).await;
 }
 
 #[tokio::test]
@@ -94,4 +100,5 @@ async fn a_folder_keeps_the_contract() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mongodb_keeps_the_contract() {
     contract::run(async |retention| mongo(&mongo_url(), retention).await).await;
+    contract::announcing::run(&*mongo(&mongo_url(), LONG).await).await;
 }

@@ -63,6 +63,8 @@ pub enum Code {
     StoreUnavailable,
     /// More work waits than is allowed to.
     Overloaded,
+    /// The org has more requests in progress than one org may have.
+    TooManyRequests,
     /// The service is stopping.
     Stopping,
     /// A fault of the service.
@@ -71,7 +73,7 @@ pub enum Code {
 
 impl Code {
     /// All of them, for the API's description.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Unauthenticated,
         Self::IssuerUnavailable,
         Self::InvalidQuery,
@@ -97,6 +99,7 @@ impl Code {
         Self::CatalogMismatch,
         Self::StoreUnavailable,
         Self::Overloaded,
+        Self::TooManyRequests,
         Self::Stopping,
         Self::Internal,
     ];
@@ -120,6 +123,7 @@ impl Code {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::IssuerUnavailable
             | Self::WatermarkHeld
             | Self::DatabaseUnavailable
@@ -145,6 +149,7 @@ impl Code {
             Self::CatalogMismatch => "the database's tables do not fit the service's catalog",
             Self::StoreUnavailable => "the snapshot store does not answer in time",
             Self::Overloaded => "more work waits than is allowed to",
+            Self::TooManyRequests => "the org has as many requests of this kind in progress as one org may have",
             Self::Stopping => "the service is stopping",
             _ => "the service failed; its log has the cause under this request id",
         }
@@ -210,7 +215,7 @@ fn dump_code(error: &DumpError) -> Code {
         DumpError::Source(error) => source_code(error),
         DumpError::Spool(_) | DumpError::SpoolFull { .. } | DumpError::Overloaded => Code::Overloaded,
         // The tables keep changing, or the dump has gone elsewhere: the next request finds where things stand.
-        DumpError::SchemaChanged | DumpError::Elsewhere => Code::Overloaded,
+        DumpError::SchemaChanged | DumpError::Elsewhere | DumpError::Orphaned => Code::Overloaded,
         DumpError::Stopping => Code::Stopping,
         DumpError::Frame(_) | DumpError::Broken => Code::Internal,
     }

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::auth::TokenError;
 use crate::chain::Chain;
+use crate::http::admission::Scope;
 pub use crate::http::error::code::Code;
 use crate::http::error::code::serve_code;
 use crate::model::QueryError;
@@ -71,6 +72,9 @@ pub enum HttpError {
     /// A handler panicked, by a bug: with these words.
     #[error("the handler panicked: {0}")]
     Panic(String),
+    /// There is no place for it.
+    #[error("all places of the {0:?} are taken")]
+    NoPlace(Scope),
     /// The answer could not be begun.
     #[error("the answer could not be begun")]
     Begin(#[source] FrameError),
@@ -112,7 +116,8 @@ impl HttpError {
             Self::Uri(_) => Code::UriTooLong,
             Self::Headers(_) => Code::HeadersTooLarge,
             Self::Panic(_) | Self::Begin(_) => Code::Internal,
-            Self::Deadline(_) => Code::Overloaded,
+            Self::NoPlace(Scope::Org) => Code::TooManyRequests,
+            Self::NoPlace(Scope::Process) | Self::Deadline(_) => Code::Overloaded,
         }
     }
 
@@ -147,7 +152,7 @@ impl HttpError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         match (code.status(), self) {
-            (StatusCode::SERVICE_UNAVAILABLE, _) => {
+            (StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS, _) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(retry_after_s()));
             }
             (StatusCode::UNAUTHORIZED, _) => {
@@ -293,6 +298,8 @@ mod tests {
             let seconds: u64 = headers[RETRY_AFTER].to_str().unwrap().parse().unwrap();
             assert!((RETRY_AFTER_S..=3 * RETRY_AFTER_S).contains(&seconds));
         }
+        let (headers, told) = body(&HttpError::NoPlace(Scope::Org)).await;
+        assert_eq!((told["status"].as_u64(), headers.contains_key(RETRY_AFTER)), (Some(429), true));
         assert_eq!(body(&HttpError::Unauthenticated(None)).await.0[WWW_AUTHENTICATE], "Bearer");
         assert_eq!(body(&HttpError::Range(42)).await.0[CONTENT_RANGE], "bytes */42");
         assert_eq!(body(&HttpError::Method("GET, HEAD")).await.0[ALLOW], "GET, HEAD");

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use rustls::client::WebPkiServerVerifier;
@@ -22,6 +23,10 @@ use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::source::BoxError;
+
+/// After how long a server that went away without a word, or the network to it, counts as gone: a connection that waits
+/// for its answer breaks then, and its place is free again.
+const UNANSWERED: Duration = Duration::from_secs(30);
 
 /// A database to connect to: the driver's settings and the TLS they ask for.
 #[derive(Clone)]
@@ -82,6 +87,10 @@ impl Target {
         let local =
             config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) && !config.get_hosts().is_empty();
         config.ssl_mode(if local { SslMode::Disable } else { mode });
+        // Whoever sets that knows better, also when an idle connection is to be asked for signs of life.
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(UNANSWERED).keepalives_idle(UNANSWERED / 2).keepalives_interval(UNANSWERED / 6);
+        }
         Ok(Self { config, tls: MakeRustlsConnect::new(client_config(trust)) })
     }
 }

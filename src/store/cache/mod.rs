@@ -19,11 +19,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::metrics::CacheMetrics;
 use crate::model::{Org, SnapshotId};
-use crate::snapshot::{Manifest, PackEntry, pack};
+use crate::snapshot::{Manifest, PackEntry, PackId, pack};
 use crate::store::cache::shelf::{Answer, Key, Loaded, Lookup, Pin, Shelf, Value};
 use crate::store::{Slot, SnapshotStore, StoreError};
 use crate::task::Tasks;
@@ -114,6 +114,27 @@ impl PackCache {
         match self.get(key, "load manifest", load).await? {
             (Value::Manifest(manifest), pin) => Ok(Pinned { value: manifest, pin: Arc::new(pin) }),
             (Value::Pack(_), _) => unreachable!("a manifest's key holds a manifest"),
+        }
+    }
+
+    /// Whether a load waits for room that readers hold, as it changes.
+    pub fn crowded(&self) -> watch::Receiver<bool> {
+        self.shelf.crowded()
+    }
+
+    /// The manifest of a snapshot, if it is in memory.
+    pub fn held_manifest(&self, slot: &Slot, snapshot: SnapshotId) -> Option<PinnedManifest> {
+        match self.shelf.peek(&Key::Manifest(slot.org.clone(), snapshot))? {
+            (Value::Manifest(manifest), pin) => Some(Pinned { value: manifest, pin: Arc::new(pin) }),
+            (Value::Pack(_), _) => unreachable!("a manifest's key holds a manifest"),
+        }
+    }
+
+    /// A pack, if it is in memory.
+    pub fn held_pack(&self, org: &Org, pack: PackId) -> Option<PinnedPack> {
+        match self.shelf.peek(&Key::Pack(org.clone(), pack))? {
+            (Value::Pack(bytes), pin) => Some(Pinned { value: bytes, pin: Arc::new(pin) }),
+            (Value::Manifest(_), _) => unreachable!("a pack's key holds a pack"),
         }
     }
 

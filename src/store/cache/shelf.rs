@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use crate::metrics::CacheMetrics;
@@ -50,6 +50,8 @@ pub type Answer = Result<(Value, Pin), StoreError>;
 pub struct Shelf {
     limit: usize,
     state: Mutex<State>,
+    /// Whether somebody waits for room.
+    crowded: watch::Sender<bool>,
     metrics: CacheMetrics,
 }
 
@@ -102,20 +104,15 @@ pub enum Lookup {
 impl Shelf {
     /// An empty shelf for this many bytes.
     pub fn new(limit: usize, metrics: CacheMetrics) -> Arc<Self> {
-        Arc::new(Self { limit, state: Mutex::default(), metrics })
+        Arc::new(Self { limit, state: Mutex::default(), crowded: watch::Sender::new(false), metrics })
     }
 
     /// Looks for an entry and joins its load or begins one if it is not there.
     pub fn look_up(self: &Arc<Self>, key: &Key) -> Lookup {
         self.change(|state, _| match state.entries.get_mut(key) {
-            Some(Entry::Ready { value, weight, pins, idle_since }) => {
-                if *pins == 0 {
-                    state.idle.remove(idle_since);
-                    state.idle_bytes -= *weight;
-                }
-                *pins += 1;
-                self.metrics.hits.inc();
-                Lookup::Ready(value.clone(), Pin { shelf: self.clone(), key: key.clone() })
+            Some(Entry::Ready { value, .. }) => {
+                let value = value.clone();
+                Lookup::Ready(value, self.hit(state, key))
             }
             Some(Entry::Loading(waiting)) => {
                 let (sender, answer) = oneshot::channel();
@@ -130,6 +127,21 @@ impl Shelf {
                 Lookup::Load(answer, Ticket { shelf: self.clone(), key: key.clone(), open: true })
             }
         })
+    }
+
+    /// An entry that is there; nothing is loaded.
+    pub fn peek(self: &Arc<Self>, key: &Key) -> Option<(Value, Pin)> {
+        self.change(|state, _| match state.entries.get(key) {
+            Some(Entry::Ready { value, .. }) => Some((value.clone(), self.hit(state, key))),
+            Some(Entry::Loading(_)) | None => None,
+        })
+    }
+
+    /// Pins an entry that is there.
+    fn hit(self: &Arc<Self>, state: &mut State, key: &Key) -> Pin {
+        state.pin(key);
+        self.metrics.hits.inc();
+        Pin { shelf: self.clone(), key: key.clone() }
     }
 
     /// Room for a load, once there is some; `None` when there was none in time, or the shelf is smaller than that.
@@ -153,6 +165,11 @@ impl Shelf {
         granted.ok()?.ok()
     }
 
+    /// Whether somebody waits for room, as it changes.
+    pub fn crowded(&self) -> watch::Receiver<bool> {
+        self.crowded.subscribe()
+    }
+
     /// The figures now.
     pub fn stats(self: &Arc<Self>) -> CacheStats {
         self.change(|state, _| CacheStats {
@@ -174,6 +191,9 @@ impl Shelf {
         let result = change(&mut state, &mut aftermath);
         self.metrics.bytes.set(i64::try_from(state.used).unwrap_or(i64::MAX));
         self.metrics.evictions.inc_by(aftermath.evicted.len() as u64);
+        // Under the lock, so that the last word is of the last change.
+        let crowded = !state.queue.is_empty();
+        self.crowded.send_if_modified(|told| std::mem::replace(told, crowded) != crowded);
         drop(state);
         for (sender, weight) in aftermath.granted {
             // Whoever left the queue meanwhile lets the room drop, which gives it on.
@@ -217,6 +237,15 @@ impl State {
             // Only the load's own ticket ends it, once.
             Some(Entry::Ready { .. }) | None => Vec::new(),
         }
+    }
+
+    fn pin(&mut self, key: &Key) {
+        let Some(Entry::Ready { weight, pins, idle_since, .. }) = self.entries.get_mut(key) else { return };
+        if *pins == 0 {
+            self.idle.remove(idle_since);
+            self.idle_bytes -= *weight;
+        }
+        *pins += 1;
     }
 
     fn unpin(&mut self, key: &Key) {

@@ -4,6 +4,7 @@
 //! on tokio's clock passes under a paused one. What only shows with time is waited for: the store is swept and asked
 //! again until it has happened, and the suite fails when that takes more than a minute.
 
+pub mod announcing;
 mod expiry;
 mod leases;
 mod publishing;
@@ -28,7 +29,7 @@ const LONG: Retention =
 /// Everything expires while the suite runs, but not while it makes a few calls.
 const SHORT: Retention = Retention { grace: Duration::from_secs(2), unpublished: Duration::from_secs(3) };
 
-/// Runs the suite. `open` makes a store with these times in an empty place of its own, at each call another.
+/// Runs the suite, but for [`announcing`], which stores of one instance need not keep. `open` makes a store with these times in an empty place of its own, at each call another.
 ///
 /// # Panics
 /// When a promise is broken.

@@ -1,8 +1,9 @@
 //! Leases: one document for each org, changed by single updates that compare times on the server.
 //!
 //! ```text
-//! { _id: org, org, owner | null, token, grant, until }
+//! { _id: org, org, owner | null, token, grant, until, makes: { schema, snapshot } | null }
 //! ```
+//! `makes` is what the holder says of its dump, for those who would follow it; it ends with the lease.
 
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use mongodb::bson::{DateTime, Document, doc};
 use mongodb::options::{IndexOptions, ReturnDocument};
 use mongodb::{Collection, Database, IndexModel};
 
-use crate::model::{Org, SnapshotId};
-use crate::store::{Lease, StoreError};
+use crate::model::{Org, SchemaHash, SnapshotId};
+use crate::store::{Lease, Slot, StoreError};
 
 use super::{fault, from_now, is_duplicate};
 
@@ -46,6 +47,7 @@ impl Leases {
             "token": choose(doc! { "$add": [{ "$ifNull": ["$token", 0_i64] }, 1_i64] }, "$token"),
             "grant": choose(doc! { "$literal": &grant }, "$grant"),
             "until": choose(from_now(ttl), "$until"),
+            "makes": { "$cond": ["$free", null, "$makes"] },
         };
         let update = vec![doc! { "$set": { "free": free } }, doc! { "$set": set }, doc! { "$unset": "free" }];
         let filter = doc! { "_id": org.as_str(), "org": org.as_str() };
@@ -68,9 +70,27 @@ impl Leases {
         Ok(self.0.update_one(filter(lease)?, update).await.map_err(fault)?.matched_count == 1)
     }
 
+    /// Says what the holder makes; nothing happens when the lease was lost.
+    pub async fn declare(&self, lease: &Lease, schema: &SchemaHash, snapshot: SnapshotId) -> Result<(), StoreError> {
+        let makes = doc! { "schema": schema.as_str(), "snapshot": snapshot.to_string() };
+        let update = doc! { "$set": { "makes": makes } };
+        self.0.update_one(filter(lease)?, update).await.map(|_| ()).map_err(fault)
+    }
+
+    /// What the holder of the lease makes in this slot.
+    pub async fn declared(&self, slot: &Slot) -> Result<Option<SnapshotId>, StoreError> {
+        let org = slot.org.as_str();
+        let live = doc! { "$gt": ["$until", "$$NOW"] };
+        let filter = doc! { "_id": org, "org": org, "makes.schema": slot.schema.as_str(), "$expr": live };
+        let Some(lease) = self.0.find_one(filter).await.map_err(fault)? else { return Ok(None) };
+        let makes = lease.get_document("makes").map_err(StoreError::unavailable)?;
+        let snapshot = makes.get_str("snapshot").map_err(StoreError::unavailable)?;
+        snapshot.parse().map(Some).map_err(StoreError::unavailable)
+    }
+
     /// Gives a lease back. Its document stays, so that tokens go on growing.
     pub async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
-        let update = vec![doc! { "$set": { "owner": null, "until": "$$NOW" } }];
+        let update = vec![doc! { "$set": { "owner": null, "until": "$$NOW", "makes": null } }];
         self.0.update_one(filter(lease)?, update).await.map(|_| ()).map_err(fault)
     }
 }

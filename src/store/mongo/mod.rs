@@ -1,6 +1,6 @@
 //! Snapshots in MongoDB: a replica set, or a cluster sharded by `org`.
 //!
-//! Collections `heads`, `packs`, `manifests` and `leases`; every document carries its `org` and every statement names
+//! Collections `heads`, `packs`, `manifests`, `leases` and `announcements`; every document carries its `org` and every statement names
 //! it, but for those of the sweep and the listing of all heads. Written with majority write concern, read on the
 //! primary with majority read concern. Every time is the server's `$$NOW`.
 //!
@@ -103,6 +103,7 @@ struct Collections {
     packs: Blobs,
     manifests: Blobs,
     leases: Leases,
+    announcements: Blobs,
     retention: Retention,
     indexed: Arc<OnceCell<()>>,
 }
@@ -142,6 +143,7 @@ impl MongoStore {
                 packs: Blobs::new(&database, "packs", "pack"),
                 manifests: Blobs::new(&database, "manifests", "manifest"),
                 leases: Leases::new(&database),
+                announcements: Blobs::new(&database, "announcements", "announcement"),
                 database,
                 retention,
                 indexed: Arc::default(),
@@ -166,7 +168,8 @@ impl MongoStore {
         let work = work(self.collections.clone());
         self.tasks.spawn("mongodb call", async move {
             let _permit = permit;
-            // Nobody waits for it any more when the caller has gone; the effect is what counts.
+            // Nobody waits for it any more when the caller has gone; the effect is what counts. Statements to a server
+            // that vanished without a word are ended by the driver, once its own look at that server gets no answer.
             let _ = sender.send(work.await);
         });
         timeout_at(deadline, answer).await.map_err(late)?.map_err(StoreError::unavailable)?
@@ -185,6 +188,7 @@ impl Collections {
             self.heads.create_indexes().await?;
             self.packs.create_indexes().await?;
             self.manifests.create_indexes().await?;
+            self.announcements.create_indexes().await?;
             self.leases.create_indexes().await
         });
         created.await.copied()
@@ -255,6 +259,33 @@ impl SnapshotStore for MongoStore {
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
         let lease = lease.clone();
         self.call(self.timeout, async move |store| store.leases.release(&lease).await).await
+    }
+
+    async fn declare(&self, lease: &Lease, slot: &Slot, snapshot: SnapshotId) -> Result<(), StoreError> {
+        let (lease, schema) = (lease.clone(), slot.schema.clone());
+        self.call(self.timeout, async move |store| store.leases.declare(&lease, &schema, snapshot).await).await
+    }
+
+    async fn declared(&self, slot: &Slot) -> Result<Option<SnapshotId>, StoreError> {
+        let slot = slot.clone();
+        self.call(self.timeout, async move |store| store.leases.declared(&slot).await).await
+    }
+
+    async fn announce(&self, org: &Org, snapshot: SnapshotId, number: u32, piece: Bytes) -> Result<(), StoreError> {
+        let (org, key) = (org.clone(), PackId { snapshot, number }.to_string());
+        let put = async move |store: Collections| {
+            store.create_indexes().await?;
+            store.announcements.put(&org, &key, piece, store.retention.unpublished).await
+        };
+        self.call(self.timeout, put).await
+    }
+
+    async fn announced(&self, org: &Org, snapshot: SnapshotId, number: u32) -> Result<Option<Bytes>, StoreError> {
+        let (org, key) = (org.clone(), PackId { snapshot, number }.to_string());
+        match self.call(self.timeout, async move |store| store.announcements.get(&org, &key).await).await {
+            Err(StoreError::Missing(_)) => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     async fn sweep(&self) -> Result<u64, StoreError> {

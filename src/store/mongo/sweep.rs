@@ -54,6 +54,7 @@ impl Collections {
     pub async fn remove_expired(&self) -> Result<u64, StoreError> {
         self.heads.forget(self.retention.grace + self.retention.unpublished).await?;
         self.manifests.remove_expired().await?;
+        self.announcements.remove_expired().await?;
         self.packs.remove_expired().await
     }
 }

@@ -10,17 +10,13 @@ use ::mongodb::{Client, Database};
 use futures_util::TryStreamExt;
 use headstart::model::{Generation, Org, SchemaHash, SnapshotId};
 use headstart::snapshot::PackId;
-use headstart::store::{
-    MongoSettings, MongoStore, OpenError, Retention, Slot, SnapshotStore, StoreError, StoreSettings, open,
-};
+use headstart::store::{MongoSettings, MongoStore, OpenError, Slot, SnapshotStore, StoreError, StoreSettings, open};
 use headstart::task::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{mongo, mongo_url, publish, read_whole};
-use crate::support::required;
-
-const LONG: Retention = Retention { grace: Duration::from_secs(3600), unpublished: Duration::from_secs(3600) };
+use super::{LONG, mongo, mongo_url, publish, read_whole};
+use crate::support::{self, required};
 
 fn slot() -> Slot {
     Slot { org: Org::new("acme"), schema: SchemaHash::new("s") }
@@ -99,6 +95,34 @@ async fn servers_that_are_away_and_urls_that_are_wrong_are_errors_in_time() {
         let refused = open(url, &StoreSettings::default(), &Tasks::new()).await.map(|_| ()).expect_err("malformed");
         assert!(matches!(refused, OpenError::Mongo(_)), "{refused:?}");
         assert!(!refused.to_string().contains("secret") && !format!("{refused:?}").contains("secret"), "{refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_to_a_server_that_vanished_give_their_places_back() {
+    let url = mongo_url();
+    let required = required("HEADSTART_TEST_MONGODB_URL");
+    let server = required.trim_start_matches("mongodb://").split('/').next().expect("a host").to_owned();
+    let proxy = support::proxy::Proxy::start(server).await;
+    let through = format!("mongodb://127.0.0.1:{}/{}?directConnection=true", proxy.port, database(&url).await.name());
+    let settings = MongoSettings {
+        timeout_ms: 500,
+        connect_timeout_ms: 500,
+        server_selection_timeout_ms: 500,
+        max_connections: 2,
+    };
+    let store = MongoStore::open(&through, &settings, LONG, Tasks::new()).await.expect("open");
+    store.ping().await.expect("an answer");
+    proxy.set(support::proxy::Mode::StallAfter(0));
+    // What the proxy was waiting for already still passes.
+    let mut unanswered = 0;
+    while unanswered < 4 {
+        unanswered += u32::from(store.ping().await.is_err());
+    }
+    proxy.set(support::proxy::Mode::Forget);
+    let begun = tokio::time::Instant::now();
+    while store.ping().await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "both places are still taken");
     }
 }
 

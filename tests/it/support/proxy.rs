@@ -13,6 +13,8 @@ pub enum Mode {
     Pass,
     /// So many more bytes pass from the server on each connection, then none.
     StallAfter(usize),
+    /// Connections that are open get no more answers; new ones do. As when the host they led to has vanished.
+    Forget,
     /// Every connection is closed, and new ones too.
     Cut,
 }
@@ -46,6 +48,7 @@ async fn connection(client: TcpStream, target: String, mut mode: watch::Receiver
     if *mode.borrow() == Mode::Cut {
         return;
     }
+    let forgotten = *mode.borrow() != Mode::Forget;
     let Ok(server) = TcpStream::connect(target).await else { return };
     let (mut client_in, mut client_out) = client.into_split();
     let (mut server_in, mut server_out) = server.into_split();
@@ -55,7 +58,11 @@ async fn connection(client: TcpStream, target: String, mut mode: watch::Receiver
         let mut passed = 0;
         let mut buffer = vec![0; 16 << 10];
         loop {
-            let stalls = |mode: &Mode| matches!(mode, Mode::StallAfter(bytes) if passed >= *bytes);
+            let stalls = |mode: &Mode| match mode {
+                Mode::StallAfter(bytes) => passed >= *bytes,
+                Mode::Forget => forgotten,
+                Mode::Pass | Mode::Cut => false,
+            };
             if mode.wait_for(|mode| !stalls(mode)).await.is_err() {
                 return;
             }

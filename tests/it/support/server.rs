@@ -165,10 +165,28 @@ impl Server {
         }
     }
 
+    /// Bytes of memory it takes now (`VmRSS`, proc(5)).
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line of it");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
+    /// Sends it a signal by its name.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("/bin/kill").args(["-s", name, &pid]).status().expect("run kill");
+        assert!(sent.success(), "kill -s {name} {pid}");
+    }
+
     /// Asks it to stop and gives its exit status.
-    pub async fn stop(mut self) -> std::process::ExitStatus {
-        let killed = Command::new("/bin/kill").arg(self.child.id().to_string()).status().expect("run kill");
-        assert!(killed.success());
+    pub async fn stop(self) -> std::process::ExitStatus {
+        self.signal("TERM");
+        self.ended().await
+    }
+
+    /// Waits for its end and gives its exit status.
+    pub async fn ended(mut self) -> std::process::ExitStatus {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(status) = self.child.try_wait().expect("ask for the child") {

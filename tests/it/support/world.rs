@@ -147,7 +147,7 @@ pub async fn receive(answer: Answer) -> Result<Received, ServeError> {
         Content::Nothing => Vec::new(),
         Content::Live(mut parts) => loop {
             match parts.next().await.expect("a live answer does not just stop")? {
-                Part::Frames(bytes) => decode(&bytes, &mut raw),
+                Part::Frames(frames) => decode(&frames.read(0..frames.len()).await?, &mut raw),
                 Part::End(rows) => break rows,
             }
         },

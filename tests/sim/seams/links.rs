@@ -293,6 +293,22 @@ impl SnapshotStore for LinkedStore {
         self.link.store(self.store.release(lease)).await
     }
 
+    async fn declare(&self, lease: &Lease, slot: &Slot, snapshot: SnapshotId) -> Result<(), StoreError> {
+        self.link.store(self.store.declare(lease, slot, snapshot)).await
+    }
+
+    async fn declared(&self, slot: &Slot) -> Result<Option<SnapshotId>, StoreError> {
+        self.link.store(self.store.declared(slot)).await
+    }
+
+    async fn announce(&self, org: &Org, snapshot: SnapshotId, number: u32, piece: Bytes) -> Result<(), StoreError> {
+        self.link.store(self.store.announce(org, snapshot, number, piece)).await
+    }
+
+    async fn announced(&self, org: &Org, snapshot: SnapshotId, number: u32) -> Result<Option<Bytes>, StoreError> {
+        self.link.store(self.store.announced(org, snapshot, number)).await
+    }
+
     async fn sweep(&self) -> Result<u64, StoreError> {
         self.link.store(self.store.sweep()).await
     }

@@ -18,45 +18,23 @@
 //! [`Watermarks`] lets one probe serve everyone who asked before it began. A writer that stays open holds a probe back; then
 //! those who ask get the last watermark that was found, which stays true: answers are older, not wrong.
 
-use std::collections::BTreeSet;
+mod probe;
+
 use std::pin::pin;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
-use tokio_postgres::{Client, Row};
 
 use crate::metrics::Seconds;
-use crate::model::{Epoch, SyncId, Watermark};
+use crate::model::{Epoch, Watermark};
 use crate::source::SourceError;
-use crate::source::postgres::error::classify;
-use crate::source::postgres::log::Log;
+
+pub use probe::{Standby, epoch, probe, probe_patiently};
 
 /// How often the database is asked whether something has ended, at first and at most.
 const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
-
-/// How long the WAL is given to be flushed by the writers' own commits before the probe asks for it.
-const FLUSH_PATIENCE: Duration = Duration::from_millis(10);
-
-/// After this long a waiting probe says in the log whom it waits for.
-const SILENCE: Duration = Duration::from_secs(1);
-
-/// The log and its partitions, from the quoted name `$1`.
-const LOG_TABLES: &str = "WITH RECURSIVE log(oid) AS (
-    SELECT to_regclass($1)::oid
-    UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN log ON i.inhparent = log.oid)";
-
-/// Locks of writers on [`LOG_TABLES`], as `l`.
-const WRITERS: &str = "FROM pg_catalog.pg_locks l
-    WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
-      AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-      AND l.relation IN (SELECT oid FROM log)";
-
-/// The connection leads to a server that replays another's log.
-#[derive(Debug, thiserror::Error)]
-#[error("the server is in recovery: the URL leads to a standby, it must lead to the primary")]
-pub struct Standby;
 
 /// Settings `[watermark]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,157 +50,6 @@ impl Default for WatermarkSettings {
     /// What `config/headstart.toml` says; a test holds the two together.
     fn default() -> Self {
         Self { patience_ms: 100, held_ms: 10_000 }
-    }
-}
-
-/// Which history the database is in now. Waits for nobody.
-///
-/// # Errors
-/// As [`probe`].
-pub async fn epoch(client: &Client, log: &Log) -> Result<Epoch, SourceError> {
-    Ok(drawn(client, log).await?.0)
-}
-
-/// Finds the watermark now, on a connection that is in no transaction. Waits for writers at most `limit`, and as long
-/// again for the WAL. Cancel safe.
-///
-/// # Errors
-/// [`SourceError::Held`] when a writer stayed open for longer, with its session's name; [`SourceError::Unavailable`] with
-/// [`Standby`] as its cause when the server is no primary; else what PostgreSQL says.
-pub async fn probe(client: &Client, log: &Log, limit: Duration) -> Result<Watermark, SourceError> {
-    probe_aloud(client, log, limit, &Report::default()).await
-}
-
-/// The same, telling meanwhile what it finds.
-async fn probe_aloud(client: &Client, log: &Log, limit: Duration, report: &Report) -> Result<Watermark, SourceError> {
-    loop {
-        let (epoch, sync_id) = drawn(client, log).await?;
-        report.progress.send_modify(|progress| progress.probing = Some(epoch.clone()));
-        wait_for_writers(client, log, limit, report).await?;
-        wait_for_wal(client, limit).await?;
-        // A log that was made anew or restarted meanwhile has drawn other ids than those that were read.
-        if drawn(client, log).await?.0 == epoch {
-            return Ok(Watermark { epoch, sync_id });
-        }
-    }
-}
-
-/// Reads the epoch and the highest id that was drawn.
-async fn drawn(client: &Client, log: &Log) -> Result<(Epoch, SyncId), SourceError> {
-    // `pg_control_checkpoint` learns of a promotion only at the next checkpoint; names of WAL files tell at once.
-    let sql = format!(
-        "SELECT pg_is_in_recovery(),
-                CASE WHEN NOT pg_is_in_recovery()
-                     THEN concat_ws('-', (SELECT system_identifier FROM pg_control_system()),
-                                    substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
-                                    (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()),
-                                    to_regclass($1)::oid, pg_relation_filenode(to_regclass($2))) END,
-                CASE WHEN is_called THEN last_value ELSE last_value - 1 END
-         FROM {}",
-        log.sequence
-    );
-    let row: Row = client
-        .query_one(&sql, &[&log.table, &log.sequence])
-        .await
-        .map_err(|error| classify("reading the log's sequence", error))?;
-    if row.get(0) {
-        return Err(SourceError::unavailable(Standby));
-    }
-    let epoch: &str = row.get(1);
-    Ok((Epoch::new(epoch), SyncId(u64::try_from(row.get::<_, i64>(2)).unwrap_or_default())))
-}
-
-async fn wait_for_writers(client: &Client, log: &Log, limit: Duration, report: &Report) -> Result<(), SourceError> {
-    let sql = format!("{LOG_TABLES} SELECT DISTINCT l.virtualtransaction {WRITERS}");
-    let failed = |error| classify("listing the log's writers", error);
-    let open = async || -> Result<BTreeSet<String>, SourceError> {
-        let rows = client.query(&sql, &[&log.table]).await.map_err(failed)?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
-    };
-    let mut waited_for = open().await?;
-    report.progress.send_modify(|progress| progress.held = !waited_for.is_empty());
-    let began = Instant::now();
-    let mut pause = POLL.0;
-    let mut silent = true;
-    while !waited_for.is_empty() {
-        if began.elapsed() >= limit || silent && began.elapsed() >= SILENCE {
-            let holder = holder(client, log, &waited_for).await?;
-            let Some(holder) = holder else { return Ok(()) };
-            if began.elapsed() >= limit {
-                return Err(SourceError::Held { holder });
-            }
-            silent = false;
-            tracing::warn!(holder, "the watermark is held back by an open transaction");
-            report.progress.send_modify(|progress| progress.holder = Some(holder));
-        }
-        report.held.set(began.elapsed().as_secs_f64());
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(POLL.1);
-        let open = open().await?;
-        waited_for.retain(|writer| open.contains(writer));
-    }
-    Ok(())
-}
-
-/// Names the oldest of some writers; `None` when they have all ended meanwhile.
-async fn holder(client: &Client, log: &Log, writers: &BTreeSet<String>) -> Result<Option<String>, SourceError> {
-    let sql = format!(
-        "{LOG_TABLES}
-         SELECT CASE WHEN l.pid IS NULL
-                     THEN coalesce(format('the prepared transaction %L of user %s, prepared %s s ago', p.gid, p.owner,
-                                          floor(extract(epoch FROM clock_timestamp() - p.prepared))),
-                                   'a prepared transaction')
-                     ELSE format('pid %s, user %s, application %L, %s', l.pid, a.usename, a.application_name,
-                                 coalesce(format('open for %s s', floor(extract(epoch FROM
-                                     clock_timestamp() - a.xact_start))), 'of unknown age')) END
-         FROM (SELECT DISTINCT l.pid, l.virtualtransaction {WRITERS} AND l.virtualtransaction = ANY($2)) l
-         LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-         LEFT JOIN pg_catalog.pg_locks x ON x.virtualtransaction = l.virtualtransaction
-              AND x.locktype = 'transactionid' AND x.granted AND l.pid IS NULL
-         LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
-         ORDER BY coalesce(a.xact_start, p.prepared) NULLS LAST LIMIT 1"
-    );
-    let writers: Vec<&str> = writers.iter().map(String::as_str).collect();
-    let row = client
-        .query_opt(&sql, &[&log.table, &writers])
-        .await
-        .map_err(|error| classify("asking who holds the watermark back", error))?;
-    Ok(row.map(|row| row.get(0)))
-}
-
-/// Waits until the WAL that is written by now is on disk.
-async fn wait_for_wal(client: &Client, limit: Duration) -> Result<(), SourceError> {
-    let failed = |error| classify("waiting for the WAL to be flushed", error);
-    let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.map_err(failed)?;
-    let written: String = row.get(0);
-    let began = Instant::now();
-    let mut pause = POLL.0;
-    let mut asked = false;
-    loop {
-        let sql = "SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn";
-        if client.query_one(sql, &[&written]).await.map_err(failed)?.get(0) {
-            return Ok(());
-        }
-        if began.elapsed() >= limit {
-            return Err(SourceError::Busy(format!("the WAL was not flushed up to {written} within {limit:?}")));
-        }
-        if !asked && began.elapsed() >= FLUSH_PATIENCE {
-            // Without a commit the last page may stay unflushed for as long as some transaction is open. A commit of
-            // our own, of a message that nobody reads, flushes it. The role may lack the right, which only means that
-            // we wait for the server's own pace.
-            asked = true;
-            let commit = "BEGIN; SET LOCAL synchronous_commit = local;
-                          SELECT pg_logical_emit_message(true, 'headstart', ''); COMMIT";
-            if let Err(error) = client.batch_execute(commit).await {
-                if error.is_closed() {
-                    return Err(failed(error));
-                }
-                tracing::debug!(%error, "the WAL could not be asked to be flushed");
-                client.batch_execute("ROLLBACK").await.map_err(failed)?;
-            }
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(POLL.1);
     }
 }
 
@@ -341,20 +168,13 @@ impl Prober {
     }
 }
 
-/// Probes for the prober: however long writers stay open.
-///
-/// # Errors
-/// As [`probe`].
-pub async fn probe_patiently(client: &Client, log: &Log, report: &Report) -> Answer {
-    probe_aloud(client, log, Duration::MAX, report).await
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
     use std::rc::Rc;
 
     use super::*;
+    use crate::model::SyncId;
 
     fn mark(sync_id: u64) -> Watermark {
         Watermark { epoch: Epoch::new("e"), sync_id: SyncId(sync_id) }
