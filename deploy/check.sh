@@ -32,10 +32,13 @@ compose() {
         has docker-compose || install_packages docker-compose docker-compose
         command=(docker-compose)
     }
-    HEADSTART_AUTH_HS256_SECRET=given "${command[@]}" --file deploy/compose.yaml --profile seed config >"$work/compose.yaml"
-    # Without the secret it must not start.
-    ! env -u HEADSTART_AUTH_HS256_SECRET "${command[@]}" --file deploy/compose.yaml config >/dev/null 2>&1 ||
-        die "compose.yaml starts without a secret"
+    local secret secrets=(HEADSTART_AUTH_HS256_SECRET=given HEADSTART_ADMIN_TOKEN=given)
+    env "${secrets[@]}" "${command[@]}" --file deploy/compose.yaml --profile seed config >"$work/compose.yaml"
+    # Without any of the secrets it must not start.
+    for secret in "${secrets[@]%=*}"; do
+        ! env "${secrets[@]}" env -u "$secret" "${command[@]}" --file deploy/compose.yaml config >/dev/null 2>&1 ||
+            die "compose.yaml starts without $secret"
+    done
 }
 
 kubernetes() {

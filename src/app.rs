@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::dump::Dumps;
 use crate::dump::runner::Runner;
 use crate::dump::trim::Trimmer;
+use crate::http::admin::AdminError;
 use crate::http::{self, HttpSettingsError, admin, server};
 use crate::metrics::Metrics;
 use crate::model::Catalog;
@@ -100,8 +101,9 @@ impl Listeners {
     /// Binds the configured addresses.
     ///
     /// # Errors
-    /// The address that can't be had.
+    /// The address that can't be had, or must not be.
     pub async fn bind(config: &Config) -> Result<Self, AppError> {
+        config.admin.check()?;
         Ok(Self {
             client: bind("http.listen", config.http.listen).await?,
             admin: bind("admin.listen", config.admin.listen).await?,
@@ -121,6 +123,7 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
     let keys = config.auth.keys()?;
     let rooms = Rooms::open(config).await?;
     let Rooms { tasks, source, store, dumps, metrics } = &rooms;
+    keys.start(tasks, metrics);
     let cache = PackCache::new(store.clone(), &config.store.cache, tasks.clone(), metrics.pack_cache.clone());
     let loader = Loader::new(source.clone(), tasks.clone(), config.loader.clone(), metrics.clone());
     let settings = ServeSettings {
@@ -136,7 +139,7 @@ pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken)
         token.run_until_cancelled(room).await;
     });
     let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http, &config.admission)?;
-    let admin_routes = admin::router(service, metrics.clone(), stop.clone());
+    let admin_routes = admin::router(service, metrics.clone(), stop.clone(), &config.admin);
 
     let stop_admin = CancellationToken::new();
     let operators = server::serve(
@@ -297,6 +300,9 @@ pub enum AppError {
     /// Clients can't be served with these settings.
     #[error(transparent)]
     Http(#[from] HttpSettingsError),
+    /// Operators can't be served with these settings.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// An address can't be had.
     #[error("`{setting}`: {address} can't be listened on")]
     Listen {

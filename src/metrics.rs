@@ -67,6 +67,10 @@ pub struct Metrics {
     /// Seconds for which an open writer has been holding back the watermark that is being looked for; 0: none does, or
     /// nobody has asked.
     pub watermark_held_seconds: Seconds,
+    /// Fetches of the issuer's key set, those that failed included.
+    pub key_set_fetches: Counter,
+    /// Fetches that brought no key set.
+    pub key_set_failures: Counter,
     pool_in_use: Family<PoolLabel, Gauge>,
     pool_waiting: Family<PoolLabel, Gauge>,
     /// Reads on the standby.
@@ -216,6 +220,9 @@ impl Metrics {
         all.register("snapshots_put_aside", help, metrics.snapshots_put_aside.clone());
         let help = "For how long an open writer has been holding back the watermark that is being looked for";
         all.register_with_unit("watermark_held", help, Unit::Seconds, metrics.watermark_held_seconds.clone());
+        all.register("key_set_fetches", "Fetches of the issuer's key set", metrics.key_set_fetches.clone());
+        let help = "Fetches of the issuer's key set that brought none";
+        all.register("key_set_failures", help, metrics.key_set_failures.clone());
         all.register("pool_in_use", "PostgreSQL connections in use", metrics.pool_in_use.clone());
         all.register("pool_waiting", "Callers waiting for a PostgreSQL connection", metrics.pool_waiting.clone());
         all.register("replica_reads", "Reads on the standby", metrics.replica_reads.clone());
@@ -272,6 +279,8 @@ impl Metrics {
             unstored_dumps: Level::default(),
             snapshots_put_aside: Counter::default(),
             watermark_held_seconds: Seconds::default(),
+            key_set_fetches: Counter::default(),
+            key_set_failures: Counter::default(),
             pool_in_use: Family::default(),
             pool_waiting: Family::default(),
             replica_reads: Counter::default(),

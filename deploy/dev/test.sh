@@ -6,6 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/dev/machine.sh
 need_rust
+# Throw-away certificates are made with it.
+has openssl || install_packages openssl openssl
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/headstart-test.XXXXXX")
 chmod 755 "$work"

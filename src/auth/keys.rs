@@ -2,14 +2,23 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use futures_util::FutureExt;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::auth::fetch::{Endpoint, FetchError, UrlFault};
+use crate::auth::key::Key;
+use crate::auth::pem::{self, PemError};
+use crate::auth::published::{Published, Rhythm};
 use crate::auth::token::Claims;
+use crate::metrics::Metrics;
 use crate::model::SyncGroup;
+use crate::task::Tasks;
 
 /// The shortest HS256 secret, in bytes: as long as the digest.
 const MIN_SECRET: usize = 32;
@@ -18,12 +27,29 @@ const MIN_SECRET: usize = 32;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuthSettings {
-    /// The secret that HS256 tokens are signed with: its bytes as they are, at least 32. No default: without it the
-    /// service does not start.
+    /// The secret that HS256 tokens are signed with: its bytes as they are, at least 32. Default: none. Without it and
+    /// without public keys the service does not start.
     pub hs256_secret: Option<Secret>,
     /// A second secret that is taken too, while the application moves from one to the other. Default: none. Whoever
     /// knows it can still sign tokens, so take it away when the last of the old ones has expired.
     pub hs256_secret_previous: Option<Secret>,
+    /// Public keys as PEM, one after another: RSA for RS256, P-256 for ES256, Ed25519 for `EdDSA`. Default: none.
+    pub public_keys: Option<String>,
+    /// Where the issuer publishes its keys as a JWK Set. Default: none.
+    pub jwks_url: Option<String>,
+    /// A PEM file of the authorities that URL's certificate is trusted by. Default: none, and then it is those that
+    /// browsers trust.
+    pub jwks_ca_path: Option<PathBuf>,
+    /// How old the set gets before it is fetched anew, in seconds. Default: 300. A key that is taken back is taken for
+    /// that much longer.
+    pub jwks_refresh_s: u64,
+    /// The least time between two fetches, in seconds. Default: 10. A token that names an unknown key asks for the set
+    /// once, but not earlier than that after the last time.
+    pub jwks_pause_s: u64,
+    /// How long a set serves while no newer one can be had, in seconds. Default: 86400.
+    pub jwks_keep_s: u64,
+    /// How long one fetch may take, in milliseconds. Default: 5000.
+    pub jwks_timeout_ms: u64,
     /// What a token's `aud` must name. Default: none, and then `aud` is not looked at. Set it when the same issuer
     /// signs tokens for other services too.
     pub audience: Option<String>,
@@ -46,6 +72,13 @@ impl Default for AuthSettings {
         Self {
             hs256_secret: None,
             hs256_secret_previous: None,
+            public_keys: None,
+            jwks_url: None,
+            jwks_ca_path: None,
+            jwks_refresh_s: 300,
+            jwks_pause_s: 10,
+            jwks_keep_s: 86_400,
+            jwks_timeout_ms: 5000,
             audience: None,
             issuer: None,
             leeway_s: 30,
@@ -90,28 +123,35 @@ impl Serialize for Secret {
 
 /// Everything a token is checked against. Made once at start.
 pub struct Keys {
-    /// The keys, in the order they are tried.
-    pub(super) keys: Vec<Key>,
+    /// The keys that the settings hold, in the order they are tried.
+    pub(super) own: Vec<Key>,
+    /// Those of the issuer, if it publishes some.
+    pub(super) published: Option<Arc<Published>>,
     pub(super) audience: Option<String>,
     pub(super) issuer: Option<String>,
     pub(super) leeway: Duration,
     pub(super) names: ClaimNames,
 }
 
-/// One key with the only algorithm it is used for.
-pub(super) struct Key {
-    pub(super) decoding: DecodingKey,
-    pub(super) validation: Validation,
-}
+impl Keys {
+    /// Begins to fetch the issuer's keys, if it publishes some, as a task that ends with the service. Until then no
+    /// token of theirs can be told good from bad.
+    pub fn start(&self, tasks: &Tasks, metrics: &Metrics) {
+        let Some(published) = self.published.clone() else { return };
+        let (token, metrics) = (tasks.token().clone(), metrics.clone());
+        tasks.spawn("key set", async move {
+            token.run_until_cancelled(published.keep_fresh(&metrics)).await;
+        });
+    }
 
-impl Key {
-    fn new(algorithm: Algorithm, decoding: DecodingKey) -> Self {
-        // Only the signature is the library's part: it would read the clock itself, and pass a malformed `aud`.
-        let mut validation = Validation::new(algorithm);
-        validation.required_spec_claims.clear();
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        Self { decoding, validation }
+    /// Asks the issuer once, if it publishes keys: how many of them are of use here.
+    ///
+    /// # Errors
+    /// When it does not answer with a key set in time.
+    pub async fn look(&self) -> Result<Option<usize>, FetchError> {
+        let Some(published) = &self.published else { return Ok(None) };
+        let (keys, _others) = published.fetch().await?;
+        Ok(Some(keys.len()))
     }
 }
 
@@ -126,8 +166,32 @@ pub(super) struct ClaimNames {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// There is no key at all.
-    #[error("auth.hs256_secret is not set, so no token could be verified: give it {MIN_SECRET} random bytes or more")]
+    #[error(
+        "no key is set, so no token could be verified: give auth.hs256_secret {MIN_SECRET} random bytes or more, or name \
+         the issuer's public keys by auth.public_keys or auth.jwks_url"
+    )]
     NoKey,
+    /// There is no key to sign with.
+    #[error("auth.hs256_secret is not set: only with it can tokens be made here")]
+    NoSecret,
+    /// The public keys can't be used.
+    #[error("auth.public_keys can't be used")]
+    PublicKeys(#[from] PemError),
+    /// The URL of the key set can't be used.
+    #[error("auth.jwks_url can't be used")]
+    Url(#[from] UrlFault),
+    /// A time of the key set makes no sense.
+    #[error(
+        "auth.jwks_pause_s = {pause}, auth.jwks_refresh_s = {refresh}, auth.jwks_keep_s = {keep}: each must be at most the next, and none 0"
+    )]
+    Rhythm {
+        /// The least time between two fetches, in seconds.
+        pause: u64,
+        /// The most, in seconds.
+        refresh: u64,
+        /// How long a set serves, in seconds.
+        keep: u64,
+    },
     /// A secret could be guessed.
     #[error("auth.{setting} has {len} bytes: HS256 needs at least {MIN_SECRET}, `openssl rand -hex 32` makes them")]
     ShortSecret {
@@ -155,18 +219,25 @@ impl AuthSettings {
     /// # Errors
     /// The first setting that won't do.
     pub fn keys(&self) -> Result<Keys, KeyError> {
-        let current = self.hs256_secret.as_ref().ok_or(KeyError::NoKey)?;
-        let secrets = [("hs256_secret", Some(current)), ("hs256_secret_previous", self.hs256_secret_previous.as_ref())];
-        let mut keys = Vec::new();
+        let secrets = [("hs256_secret", &self.hs256_secret), ("hs256_secret_previous", &self.hs256_secret_previous)];
+        let mut own = Vec::new();
         for (setting, secret) in secrets {
-            let Some(secret) = secret.map(Secret::expose) else { continue };
+            let Some(secret) = secret.as_ref().map(Secret::expose) else { continue };
             if secret.len() < MIN_SECRET {
                 return Err(KeyError::ShortSecret { setting, len: secret.len() });
             }
-            keys.push(Key::new(Algorithm::HS256, DecodingKey::from_secret(secret)));
+            own.push(Key::hs256(secret));
+        }
+        if let Some(text) = &self.public_keys {
+            own.extend(pem::keys(text)?);
+        }
+        let published = self.jwks_url.as_deref().map(|url| self.published(url)).transpose()?;
+        if own.is_empty() && published.is_none() {
+            return Err(KeyError::NoKey);
         }
         Ok(Keys {
-            keys,
+            own,
+            published: published.map(Arc::new),
             audience: self.audience.clone(),
             issuer: self.issuer.clone(),
             leeway: Duration::from_secs(self.leeway_s),
@@ -174,10 +245,33 @@ impl AuthSettings {
         })
     }
 
+    fn published(&self, url: &str) -> Result<Published, KeyError> {
+        let rhythm = self.rhythm()?;
+        let endpoint = Arc::new(Endpoint::new(url, self.jwks_ca_path.as_deref(), rhythm.timeout)?);
+        let fetch = move || {
+            let endpoint = endpoint.clone();
+            async move { endpoint.key_set().await }.boxed()
+        };
+        Ok(Published::new(rhythm, Box::new(fetch)))
+    }
+
+    fn rhythm(&self) -> Result<Rhythm, KeyError> {
+        let (pause, refresh, keep) = (self.jwks_pause_s, self.jwks_refresh_s, self.jwks_keep_s);
+        if pause == 0 || self.jwks_timeout_ms == 0 || pause > refresh || refresh > keep {
+            return Err(KeyError::Rhythm { pause, refresh, keep });
+        }
+        Ok(Rhythm {
+            refresh: Duration::from_secs(refresh),
+            pause: Duration::from_secs(pause),
+            keep: Duration::from_secs(keep),
+            timeout: Duration::from_millis(self.jwks_timeout_ms),
+        })
+    }
+
     /// A token with these claims that [`Self::keys`] take from `now` on for `ttl`; for development and tests.
     ///
     /// # Errors
-    /// The same as [`Self::keys`].
+    /// The same as [`Self::keys`], and without a secret to sign with.
     pub fn mint(&self, claims: &Claims, now: SystemTime, ttl: Duration) -> Result<String, KeyError> {
         self.keys()?;
         let names = self.claim_names()?;
@@ -193,7 +287,7 @@ impl AuthSettings {
         if let Some(groups) = &claims.groups {
             payload.insert(names.groups, groups.iter().map(SyncGroup::as_str).collect());
         }
-        let secret = self.hs256_secret.as_ref().ok_or(KeyError::NoKey)?;
+        let secret = self.hs256_secret.as_ref().ok_or(KeyError::NoSecret)?;
         let key = EncodingKey::from_secret(secret.expose());
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &payload, &key).map_err(KeyError::Sign)
     }
@@ -224,7 +318,7 @@ mod tests {
     fn settings_that_would_be_unsafe_are_refused_by_name() {
         let fault = |settings: AuthSettings| settings.keys().err().map(|error| error.to_string()).unwrap_or_default();
         assert_eq!(fault(settings()), "");
-        assert!(fault(AuthSettings::default()).contains("auth.hs256_secret is not set"));
+        assert!(fault(AuthSettings::default()).contains("no key is set"));
         let short = Some(Secret::new("s".repeat(31)));
         assert!(fault(AuthSettings { hs256_secret: short.clone(), ..settings() }).contains("hs256_secret has 31"));
         let previous = AuthSettings { hs256_secret_previous: short, ..settings() };

@@ -1,13 +1,15 @@
-//! From a token to verified claims. Pure: the time is an argument.
+//! From a token to verified claims. The time is an argument.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use jsonwebtoken::{AlgorithmFamily, Header};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
+use crate::auth::key::Key;
 use crate::auth::keys::Keys;
 use crate::model::SyncGroup;
 
@@ -46,18 +48,22 @@ pub enum TokenError {
     /// A claim is missing, or not what it must be.
     #[error("the claim `{0}` is missing or not what it must be")]
     Claim(String),
+    /// The issuer's keys can't be had, so nobody knows whether it is good. The only one that is no refusal.
+    #[error("the key set at auth.jwks_url can't be had")]
+    NoKeySet,
 }
 
 impl Keys {
-    /// Checks a token's signature and claims as of `now`.
+    /// Checks a token's signature and claims as of `now`. Waits only when the token names a key that is not known, and
+    /// then for one fetch at most; may be dropped at any time.
     ///
     /// # Errors
     /// The first thing that is wrong with it.
-    pub fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, TokenError> {
+    pub async fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, TokenError> {
         if token.len() > MAX_TOKEN {
             return Err(TokenError::TooLong(token.len()));
         }
-        let Payload(mut payload) = self.payload(token)?;
+        let Payload(mut payload) = self.payload(token).await?;
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         self.check_times(&payload, now)?;
         self.check_origin(&payload)?;
@@ -68,18 +74,21 @@ impl Keys {
         })
     }
 
-    /// The claims, signed by one of the keys.
-    fn payload(&self, token: &str) -> Result<Payload, TokenError> {
-        let mut refusal = None;
-        for key in &self.keys {
-            match jsonwebtoken::decode::<Payload>(token, &key.decoding, &key.validation) {
-                Ok(data) if data.header.crit.is_some() => return Err(TokenError::Critical),
-                Ok(data) => return Ok(data.claims),
-                Err(error) => refusal = refusal.or(Some(error)),
-            }
+    /// The claims, signed by one of the keys. The header is believed only where a lie can't help: it says which keys to
+    /// try, and each of them only ever verifies its own algorithm.
+    async fn payload(&self, token: &str) -> Result<Payload, TokenError> {
+        let header = jsonwebtoken::decode_header(token).map_err(TokenError::Signature)?;
+        if header.crit.is_some() {
+            return Err(TokenError::Critical);
         }
-        let unsigned = || jsonwebtoken::errors::ErrorKind::InvalidSignature.into();
-        Err(TokenError::Signature(refusal.unwrap_or_else(unsigned)))
+        let opened = open(&self.own, &header, token);
+        match &self.published {
+            // Sets hold no secrets.
+            Some(published) if opened.is_err() && header.alg.family() != AlgorithmFamily::Hmac => {
+                open(&published.keys(&header).await?, &header, token)
+            }
+            _ => opened,
+        }
     }
 
     /// RFC 7519, sections 4.1.4 and 4.1.5. Both may be fractions of a second.
@@ -120,6 +129,19 @@ impl Keys {
     }
 }
 
+/// The claims of a token that one of these keys has signed.
+fn open(keys: &[Key], header: &Header, token: &str) -> Result<Payload, TokenError> {
+    let mut refusal = None;
+    for key in keys.iter().filter(|key| key.may_have_signed(header)) {
+        match key.open(token) {
+            Ok(payload) => return Ok(payload),
+            Err(error) => refusal = refusal.or(Some(error)),
+        }
+    }
+    let no_such_key = || TokenError::Signature(jsonwebtoken::errors::ErrorKind::InvalidAlgorithm.into());
+    Err(refusal.unwrap_or_else(no_such_key))
+}
+
 /// A claim that is a string or a whole number, as text.
 fn identifier(payload: &BTreeMap<String, Value>, name: &str) -> Result<String, TokenError> {
     let text = match payload.get(name) {
@@ -136,7 +158,7 @@ fn is_plain(text: &str) -> bool {
 }
 
 /// All claims by name. One that stands twice is refused: two readers could take different ones (RFC 7519, section 4).
-struct Payload(BTreeMap<String, Value>);
+pub(super) struct Payload(BTreeMap<String, Value>);
 
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -164,170 +186,4 @@ impl<'de> Deserialize<'de> for Payload {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use jsonwebtoken::{Algorithm, EncodingKey, Header};
-    use serde_json::json;
-    use serde_json::value::RawValue;
-
-    use super::*;
-    use crate::auth::keys::{AuthSettings, Secret};
-
-    const SECRET: &str = "0123456789abcdef0123456789abcdef";
-    const OTHER: &str = "another secret of thirty-two bytes, or more";
-    const NOW: u64 = 1_800_000_000;
-
-    fn settings() -> AuthSettings {
-        AuthSettings { hs256_secret: Some(Secret::new(SECRET)), ..AuthSettings::default() }
-    }
-
-    fn now() -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(NOW)
-    }
-
-    /// Signs the text as it is, so that it may be what no serializer would write.
-    fn signed(payload: &str, secret: &str, header: &Header) -> String {
-        let payload = RawValue::from_string(payload.to_owned()).unwrap();
-        jsonwebtoken::encode(header, &payload, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
-    }
-
-    fn verify_with(settings: &AuthSettings, payload: &str) -> Result<Claims, TokenError> {
-        settings.keys().unwrap().verify(&signed(payload, SECRET, &Header::default()), now())
-    }
-
-    fn verify(payload: &str) -> Result<Claims, TokenError> {
-        verify_with(&settings(), payload)
-    }
-
-    fn claim(name: &str) -> Result<Claims, TokenError> {
-        Err(TokenError::Claim(name.into()))
-    }
-
-    #[test]
-    fn a_minted_token_says_what_it_was_given() {
-        let settings = AuthSettings {
-            audience: Some("sync".into()),
-            issuer: Some("app".into()),
-            org_claim: "tenant".into(),
-            ..settings()
-        };
-        for groups in [None, Some(vec![]), Some(vec![SyncGroup::of("team", "1"), SyncGroup::of("user", "7")])] {
-            let claims = Claims { org: "o-1".into(), user: "7".into(), groups };
-            let token = settings.mint(&claims, now(), Duration::from_secs(60)).unwrap();
-            assert_eq!(settings.keys().unwrap().verify(&token, now()), Ok(claims));
-        }
-    }
-
-    #[test]
-    fn numbers_are_ids_too() {
-        let claims = verify(&format!("{{\"org\":12,\"sub\":-3,\"exp\":{NOW}}}")).unwrap();
-        assert_eq!((claims.org.as_str(), claims.user.as_str(), claims.groups), ("12", "-3", None));
-    }
-
-    #[test]
-    fn the_time_must_lie_between_nbf_and_exp_give_or_take_the_leeway() {
-        let at = |exp: f64, nbf: f64| verify(&json!({"org": "o", "sub": "u", "exp": exp, "nbf": nbf}).to_string());
-        let now = NOW as f64;
-        assert!(at(now - 29.5, now + 30.0).is_ok());
-        assert_eq!(at(now - 30.0, now), Err(TokenError::Expired));
-        assert_eq!(at(now + 60.0, now + 30.5), Err(TokenError::NotYet));
-        assert_eq!(verify("{\"org\":\"o\",\"sub\":\"u\"}"), claim("exp"));
-        assert_eq!(verify("{\"org\":\"o\",\"sub\":\"u\",\"exp\":\"1900000000\"}"), claim("exp"));
-        assert_eq!(verify("{\"org\":\"o\",\"sub\":\"u\",\"exp\":1900000000,\"nbf\":null}"), claim("nbf"));
-    }
-
-    #[test]
-    fn audience_and_issuer_count_once_they_are_set() {
-        let strict = AuthSettings { audience: Some("sync".into()), issuer: Some("app".into()), ..settings() };
-        let with = |settings: &AuthSettings, aud: Value, iss: Value| {
-            let payload = json!({"org": "o", "sub": "u", "exp": NOW + 9, "aud": aud, "iss": iss});
-            verify_with(settings, &payload.to_string())
-        };
-        assert!(with(&strict, json!("sync"), json!("app")).is_ok());
-        assert!(with(&strict, json!(["other", "sync"]), json!("app")).is_ok());
-        assert!(with(&settings(), json!("other"), json!("other")).is_ok());
-        for aud in [json!("other"), json!(["other"]), json!([]), json!(null), json!({"sync": 1})] {
-            assert_eq!(with(&strict, aud, json!("app")), claim("aud"));
-        }
-        for iss in [json!("other"), json!(["app"]), json!(null)] {
-            assert_eq!(with(&strict, json!("sync"), iss), claim("iss"));
-        }
-        assert_eq!(verify_with(&strict, &format!("{{\"org\":\"o\",\"sub\":\"u\",\"exp\":{}}}", NOW + 9)), claim("iss"));
-    }
-
-    #[test]
-    fn malformed_claims_are_refused() {
-        let with = |org: &str, groups: &str| {
-            verify(&format!("{{\"org\":{org},\"sub\":\"u\",\"exp\":1900000000,\"groups\":{groups}}}"))
-        };
-        assert!(with("\"o\"", "[\"team:1\"]").is_ok());
-        for org in ["\"\"", "1.5", "true", "null", "[\"o\"]", "{}", "\"a\\u0000b\"", "\"a\\nb\""] {
-            assert_eq!(with(org, "[]"), claim("org"), "{org}");
-        }
-        for groups in ["null", "\"team:1\"", "[1]", "[\"team\"]", "[\"team:1\",\":2\"]", "{}", "[\"team:\\u0000\"]"] {
-            assert_eq!(with("\"o\"", groups), claim("groups"), "{groups}");
-        }
-        assert_eq!(verify("{\"org\":\"o\",\"exp\":1900000000}"), claim("sub"));
-    }
-
-    #[test]
-    fn a_claim_that_stands_twice_is_refused() {
-        for twice in [
-            "{\"org\":\"a\",\"sub\":\"u\",\"exp\":1900000000,\"org\":\"b\"}",
-            "{\"org\":\"a\",\"sub\":\"u\",\"exp\":1900000000,\"exp\":1900000001}",
-            "{\"org\":\"a\",\"sub\":\"u\",\"exp\":1900000000,\"x\":1,\"x\":1}",
-        ] {
-            assert!(matches!(verify(twice), Err(TokenError::Signature(_))), "{twice}");
-        }
-    }
-
-    #[test]
-    fn only_the_keys_choose_the_algorithm() {
-        let keys = settings().keys().unwrap();
-        let refused = |token: &str| matches!(keys.verify(token, now()), Err(TokenError::Signature(_)));
-        let payload = json!({"org": "o", "sub": "u", "exp": NOW + 9}).to_string();
-        let good = signed(&payload, SECRET, &Header::default());
-        assert!(keys.verify(&good, now()).is_ok());
-        let body = good.split('.').nth(1).unwrap();
-        let key = EncodingKey::from_secret(SECRET.as_bytes());
-        // {"alg":"none"}, {"alg":"none","typ":"JWT"}, {"alg":"RS256","typ":"JWT"}, {"alg":"hs256"}
-        for header in [
-            "eyJhbGciOiJub25lIn0",
-            "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0",
-            "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9",
-            "eyJhbGciOiJoczI1NiJ9",
-        ] {
-            let message = format!("{header}.{body}");
-            let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
-            assert!(refused(&format!("{message}.{signature}")), "{header}");
-            assert!(refused(&format!("{message}.")), "{header}");
-        }
-        assert!(refused(&signed(&payload, SECRET, &Header::new(Algorithm::HS512))));
-        assert!(refused(&signed(&payload, OTHER, &Header::default())));
-        for bad in ["", ".", "..", "a.b.c", "a.b.c.d", body, &good[..good.len() - 1], &format!("{good}.")] {
-            assert!(refused(bad), "{bad}");
-        }
-        let critical = Header { crit: Some(vec!["b64".into()]), ..Header::default() };
-        assert_eq!(keys.verify(&signed(&payload, SECRET, &critical), now()), Err(TokenError::Critical));
-    }
-
-    #[test]
-    fn both_secrets_are_taken_while_they_rotate() {
-        let payload = json!({"org": "o", "sub": "u", "exp": NOW + 9}).to_string();
-        let rotating = AuthSettings {
-            hs256_secret: Some(Secret::new(OTHER)),
-            hs256_secret_previous: Some(Secret::new(SECRET)),
-            ..settings()
-        };
-        assert!(verify_with(&rotating, &payload).is_ok());
-        let done = AuthSettings { hs256_secret_previous: None, ..rotating };
-        assert!(matches!(verify_with(&done, &payload), Err(TokenError::Signature(_))));
-    }
-
-    #[test]
-    fn a_token_beyond_its_size_is_not_parsed() {
-        let payload = json!({"org": "o", "sub": "u", "exp": NOW + 9, "x": "x".repeat(MAX_TOKEN)}).to_string();
-        assert!(matches!(verify(&payload), Err(TokenError::TooLong(_))));
-    }
-}
+mod tests;

@@ -43,8 +43,9 @@ impl Findings {
 /// Looks at all parts and prints what it found. Any error fails the command.
 pub async fn run(config: &Config, tasks: &Tasks) -> Result<(), CliError> {
     let mut findings = Findings::default();
-    if let Err(error) = config.auth.keys() {
-        findings.error("settings", "auth", Chain(&error).to_string(), "");
+    check_keys(config, &mut findings).await;
+    if let Err(error) = config.admin.check() {
+        findings.error("settings", "admin", error.to_string(), "");
     }
     let catalog = check_catalog(config, &mut findings);
     check_database(config, catalog, tasks, &mut findings).await;
@@ -53,6 +54,37 @@ pub async fn run(config: &Config, tasks: &Tasks) -> Result<(), CliError> {
     match findings.count(Severity::Error) {
         0 => Ok(()),
         errors => Err(CliError::Findings { errors, warnings: findings.count(Severity::Warning) }),
+    }
+}
+
+/// Whether tokens can be verified. An issuer that does not answer is an error: without its keys nobody is let in.
+async fn check_keys(config: &Config, findings: &mut Findings) {
+    let keys = match config.auth.keys() {
+        Ok(keys) => keys,
+        Err(error) => return findings.error("settings", "auth", Chain(&error).to_string(), ""),
+    };
+    match keys.look().await {
+        Ok(None) => return,
+        Ok(Some(0)) => {
+            let fault =
+                "the key set holds no key of RS256, ES256 or EdDSA, so no token of that issuer could be verified";
+            findings.error("issuer", "auth.jwks_url", fault, "name the set that holds the keys it signs with");
+        }
+        Ok(Some(_)) => {}
+        Err(error) => {
+            let mend =
+                "see that the URL is right, that its host can be reached from here, and whom auth.jwks_ca_path trusts";
+            findings.error("issuer", "auth.jwks_url", Chain(&error).to_string(), mend);
+        }
+    }
+    if config.auth.audience.is_none() {
+        let finding = Finding {
+            severity: Severity::Warning,
+            place: "auth.audience".into(),
+            fault: "it is not set, so every token of that issuer is taken, whatever service it was made for".into(),
+            mend: "have the issuer name this service in `aud`, and set it".into(),
+        };
+        findings.0.push(("issuer", finding));
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::auth::Secret;
 use crate::cli::CliError;
 use crate::config::Config;
 
@@ -32,18 +33,22 @@ pub struct ProbeArgs {
 pub async fn run(args: &ProbeArgs, config: &Config) -> Result<(), CliError> {
     let (address, path) = (reachable(config.admin.listen), if args.live { "/livez" } else { "/readyz" });
     let nothing = |why: String| CliError::Nothing(format!("http://{address}{path}: {why}"));
-    let answer = timeout(WITHIN, ask(address, path)).await;
+    let answer = timeout(WITHIN, ask(address, path, config.admin.token.as_ref())).await;
     let answer = answer.map_err(|_| nothing(format!("no answer within {WITHIN:?}")))?;
     let answer = answer.map_err(|error| nothing(error.to_string()))?;
     // Only 200 is well (RFC 9112, section 4, has the form of the line).
     if answer.starts_with("HTTP/1.1 200 ") { Ok(()) } else { Err(nothing(answer)) }
 }
 
-/// One request on a connection of its own.
-async fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
+/// One request on a connection of its own. With the operators' token the answer tells which part is not well.
+async fn ask(address: SocketAddr, path: &str, token: Option<&Secret>) -> std::io::Result<String> {
     let mut connection = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    connection.write_all(request.as_bytes()).await?;
+    let mut request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n").into_bytes();
+    if let Some(token) = token {
+        request.extend_from_slice(&[b"authorization: Bearer ", token.expose(), b"\r\n"].concat());
+    }
+    request.extend_from_slice(b"\r\n");
+    connection.write_all(&request).await?;
     let mut answer = Vec::new();
     connection.take(MOST).read_to_end(&mut answer).await?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

@@ -12,6 +12,7 @@
 
 mod aside;
 pub mod build;
+mod driving;
 mod follow;
 pub mod frames;
 pub mod live;

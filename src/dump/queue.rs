@@ -14,13 +14,14 @@ use tokio::time::{Instant, timeout};
 use crate::chain::Chain;
 use crate::dump::DumpError;
 use crate::dump::build::{Builder, StoreFailure};
+use crate::dump::driving::Driving;
 use crate::dump::follow::Followed;
-use crate::dump::live::{LiveDump, Settled};
+use crate::dump::live::LiveDump;
 use crate::dump::settings::DumpSettings;
 use crate::dump::spool::{Spool, SpoolBudget};
 use crate::dump::unstored::Unstored;
-use crate::metrics::{Held, Metrics};
-use crate::model::{Generation, SnapshotId, SyncId};
+use crate::metrics::Metrics;
+use crate::model::{SnapshotId, SyncId};
 use crate::source::Source;
 use crate::store::{Head, Lease, Slot, SnapshotStore, StoreError};
 use crate::task::Tasks;
@@ -76,7 +77,7 @@ pub(super) struct Slots {
     /// Snapshots that are being put aside.
     pub(super) aside: HashSet<SnapshotId>,
     /// Dumps that have no place yet.
-    waiting: usize,
+    pub(super) waiting: usize,
 }
 
 #[derive(Default)]
@@ -88,7 +89,7 @@ pub(super) struct Queue {
     /// The last complete dump that could not be stored.
     pub(super) unstored: Option<Unstored>,
     /// When a snapshot was last published from here. Kept when nothing else is: some 100 bytes an org.
-    published: Option<Instant>,
+    pub(super) published: Option<Instant>,
 }
 
 impl Dumps {
@@ -318,7 +319,7 @@ impl Dumps {
     }
 
     /// Takes a dump off the front of its queue, if it is still there, and lets the next one begin.
-    fn leave(&self, slots: &mut Slots, live: &Arc<LiveDump>) {
+    pub(super) fn leave(&self, slots: &mut Slots, live: &Arc<LiveDump>) {
         let Some(queue) = slots.queues.get_mut(live.slot()) else { return };
         if queue.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, live)) {
             queue.current = queue.next.take();
@@ -433,72 +434,5 @@ impl Slots {
         if self.queues.get(slot).is_some_and(idle) {
             self.queues.remove(slot);
         }
-    }
-}
-
-/// Ends a dump in the queue, however its task ends: by return, by cancellation or by panic.
-struct Driving {
-    dumps: Dumps,
-    live: Arc<LiveDump>,
-    waiting: bool,
-    /// Held once it is made, for the metrics.
-    counted: Option<Held>,
-    /// The generation it began from, if the store told.
-    over: Option<Generation>,
-    stored: bool,
-    superseded: bool,
-}
-
-impl Driving {
-    fn got_place(&mut self) {
-        self.waiting = false;
-        self.dumps.shared.lock().waiting -= 1;
-    }
-
-    fn count(&mut self) {
-        let metrics = &self.dumps.shared.metrics;
-        metrics.dumps_started.inc();
-        self.counted = Some(metrics.live_dumps.hold());
-    }
-
-    /// Counts how it ended, if its beginning was counted.
-    fn count_end(&mut self) {
-        let Some(_until_its_end_is_counted) = self.counted.take() else { return };
-        let metrics = &self.dumps.shared.metrics;
-        match self.live.end() {
-            Some(Ok(())) if self.stored => {
-                metrics.dumps_finished.inc();
-            }
-            Some(Ok(())) if self.superseded => metrics.dump_failed("superseded"),
-            Some(Ok(())) => metrics.dump_failed("store"),
-            Some(Err(error)) => metrics.dump_failed(error.word()),
-            None => metrics.dump_failed(DumpError::Broken.word()),
-        }
-    }
-}
-
-impl Drop for Driving {
-    fn drop(&mut self) {
-        self.live.finish(Err(DumpError::Broken));
-        self.count_end();
-        let complete = matches!(self.live.end(), Some(Ok(())));
-        let slot = self.live.slot().clone();
-        {
-            let mut slots = self.dumps.shared.lock();
-            slots.waiting -= usize::from(self.waiting);
-            self.dumps.leave(&mut slots, &self.live);
-            if complete && let Some(queue) = slots.queues.get_mut(&slot) {
-                // A published snapshot makes an older unstored one useless.
-                let unstored = (!self.stored && !self.superseded).then(|| self.live.clone());
-                let counted = || self.dumps.shared.metrics.unstored_dumps.hold();
-                queue.unstored = unstored.map(|live| Unstored { live, _counted: counted() });
-                queue.published = if self.stored { Some(Instant::now()) } else { queue.published };
-            }
-            slots.forget_if_idle(&slot);
-        }
-        if complete && !self.stored && !self.superseded {
-            self.dumps.store_again(self.live.clone(), self.over);
-        }
-        self.live.settle(if self.stored { Settled::Published } else { Settled::Unpublished });
     }
 }

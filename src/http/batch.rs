@@ -30,7 +30,7 @@ pub async fn batch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
-    let (claims, place) = http.admit(Kind::Batch, &headers)?;
+    let (claims, place) = http.admit(Kind::Batch, &headers).await?;
     let encoding = http.encoding(&headers)?;
     let settings = http.service.batches();
     let query = read(&headers, body, settings, request.started()).await?;

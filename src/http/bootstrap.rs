@@ -35,7 +35,7 @@ pub async fn bootstrap(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
-    let (claims, place) = http.admit(Kind::Stream, &headers)?;
+    let (claims, place) = http.admit(Kind::Stream, &headers).await?;
     http.service.expect_room(&claims).await?;
     let caller = http.caller(&claims, &request).await?;
     let query = BootstrapQuery::parse(pairs(&uri)?.iter().map(|(name, value)| (&**name, &**value)))?;

@@ -22,7 +22,7 @@ pub async fn delta(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
-    let (claims, place) = http.admit(Kind::Delta, &headers)?;
+    let (claims, place) = http.admit(Kind::Delta, &headers).await?;
     let caller = http.caller(&claims, &request).await?;
     let query = DeltaQuery::parse(pairs(&uri)?.iter().map(|(name, value)| (&**name, &**value)))?;
     let delivery = Delivery {

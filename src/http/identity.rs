@@ -1,6 +1,6 @@
 //! Who asks: from the `authorization` header to verified claims (RFC 6750, section 2.1).
 //!
-//! Every failure is the same 401. What exactly was wrong is in the log, at debug level, and never in the answer: it
+//! Every refusal is the same 401. What exactly was wrong is in the log, at debug level, and never in the answer: it
 //! would help nobody but a guesser.
 
 use std::time::SystemTime;
@@ -8,18 +8,19 @@ use std::time::SystemTime;
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 
-use crate::auth::{Claims, Keys};
+use crate::auth::{Claims, Keys, TokenError};
 use crate::http::error::HttpError;
 
 /// The claims of a request's bearer token, as of now.
 ///
 /// # Errors
-/// [`HttpError::Unauthenticated`] unless there is exactly one token, and a valid one.
-pub fn identify(headers: &HeaderMap, keys: &Keys) -> Result<Claims, HttpError> {
-    identify_at(headers, keys, SystemTime::now())
+/// [`HttpError::Unauthenticated`] unless there is exactly one token, and a valid one. [`HttpError::NoKeySet`] when that
+/// can't be told.
+pub async fn identify(headers: &HeaderMap, keys: &Keys) -> Result<Claims, HttpError> {
+    identify_at(headers, keys, SystemTime::now()).await
 }
 
-fn identify_at(headers: &HeaderMap, keys: &Keys, now: SystemTime) -> Result<Claims, HttpError> {
+async fn identify_at(headers: &HeaderMap, keys: &Keys, now: SystemTime) -> Result<Claims, HttpError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return Err(HttpError::Unauthenticated(None));
@@ -28,7 +29,10 @@ fn identify_at(headers: &HeaderMap, keys: &Keys, now: SystemTime) -> Result<Clai
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(HttpError::Unauthenticated(None));
     }
-    keys.verify(token.trim(), now).map_err(|error| HttpError::Unauthenticated(Some(error)))
+    keys.verify(token.trim(), now).await.map_err(|error| match error {
+        TokenError::NoKeySet => HttpError::NoKeySet,
+        error => HttpError::Unauthenticated(Some(error)),
+    })
 }
 
 #[cfg(test)]
@@ -36,6 +40,7 @@ mod tests {
     use std::time::Duration;
 
     use axum::http::HeaderValue;
+    use futures_util::FutureExt;
 
     use super::*;
     use crate::auth::{AuthSettings, Secret};
@@ -49,7 +54,7 @@ mod tests {
         let keys = settings.keys().unwrap();
         let verdict = |lines: &[String]| {
             let lines = lines.iter().map(|line| (AUTHORIZATION, HeaderValue::from_str(line).unwrap()));
-            identify_at(&lines.collect(), &keys, now)
+            identify_at(&lines.collect(), &keys, now).now_or_never().expect("nothing to wait for")
         };
         for good in [format!("Bearer {token}"), format!("bearer  {token} ")] {
             assert_eq!(verdict(&[good]).unwrap(), claims);

@@ -24,6 +24,7 @@ pub mod encoding;
 pub mod error;
 #[cfg(test)]
 mod fake;
+pub mod guard;
 pub mod identity;
 pub mod lines;
 pub mod openapi;
@@ -184,8 +185,8 @@ pub struct Http {
 impl Http {
     /// Who asks, if there is a place for it. The first thing done for every request that is worked on; the place goes into
     /// the response.
-    fn admit(&self, kind: Kind, headers: &HeaderMap) -> Result<(Claims, Arc<Place>), HttpError> {
-        let claims = identity::identify(headers, &self.keys)?;
+    async fn admit(&self, kind: Kind, headers: &HeaderMap) -> Result<(Claims, Arc<Place>), HttpError> {
+        let claims = identity::identify(headers, &self.keys).await?;
         let place = self.admission.admit(kind, &claims.org).map_err(HttpError::NoPlace)?;
         Ok((claims, Arc::new(place)))
     }

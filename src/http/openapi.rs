@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use crate::http::error::Code;
 
 /// What every call with a token may be answered with.
-const COMMON: [Code; 10] = [
+const COMMON: [Code; 11] = [
     Code::Unauthenticated,
+    Code::IssuerUnavailable,
     Code::UriTooLong,
     Code::HeadersTooLarge,
     Code::DatabaseUnavailable,

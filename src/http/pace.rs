@@ -5,7 +5,7 @@
 //! keep unsent. And it can be told how slow a client is: by how long its piece has been waiting, however many bytes of it
 //! trickle away meanwhile.
 //!
-//! A client is slow once a piece has waited for [`SLOW_AFTER`]; a gauge counts those. It is cut, its connection reset,
+//! A client is slow once a piece has waited for a second; a gauge counts those. It is cut, its connection reset,
 //! when the piece has waited for the progress deadline, or earlier when its answer keeps packs in memory while somebody
 //! waits for room in the pack cache: then whoever has been stalled for longest goes first.
 //!

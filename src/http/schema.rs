@@ -99,7 +99,7 @@ pub async fn groups(
     Extension(request): Extension<Arc<RequestContext>>,
     headers: HeaderMap,
 ) -> Result<([(HeaderName, &'static str); 1], Json<GroupsDocument>), HttpError> {
-    let (claims, _place) = http.admit(Kind::Delta, &headers)?;
+    let (claims, _place) = http.admit(Kind::Delta, &headers).await?;
     let caller = http.caller(&claims, &request).await?;
     let sync_groups = caller.grants.as_slice().to_vec();
     Ok((PRIVATE, Json(GroupsDocument { org: caller.org, user: caller.user, sync_groups })))
@@ -111,7 +111,7 @@ pub async fn schema(
     Extension(request): Extension<Arc<RequestContext>>,
     headers: HeaderMap,
 ) -> Result<([(HeaderName, &'static str); 1], Json<serde_json::Value>), HttpError> {
-    let (claims, _place) = http.admit(Kind::Delta, &headers)?;
+    let (claims, _place) = http.admit(Kind::Delta, &headers).await?;
     http.caller(&claims, &request).await?;
     let schema = http.service.schema().await?;
     let document = serde_json::to_value(SchemaDocument::new(&schema)).expect("plain data always serializes");

@@ -129,7 +129,7 @@ impl Service {
     /// How the parts are doing. Without the store bootstraps go on from the database. Without the database published
     /// snapshots are served to callers whose token lists their groups, once the tables are known; taking the instance
     /// away would help nobody, since all of them lean on the same database. A part that does not say within
-    /// [`READY_WITHIN`] does not answer.
+    /// a second does not answer.
     pub async fn readiness(&self) -> Vec<PartHealth> {
         let Shared { source, store, .. } = &*self.shared;
         let (database, store, unknown) =

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt;
 use headstart::auth::{AuthSettings, Secret};
 use headstart::config::setting::settings;
 use headstart::model::SyncGroup;
@@ -89,11 +90,12 @@ fn a_token_is_what_the_service_takes() {
     let settings = AuthSettings { hs256_secret: Some(Secret::new(SECRET)), ..AuthSettings::default() };
     let keys = settings.keys().unwrap();
     let printed = stdout(&output);
-    let claims = keys.verify(printed.trim_end(), SystemTime::now()).unwrap();
+    let verify = |at| keys.verify(printed.trim_end(), at).now_or_never().expect("nothing to wait for");
+    let claims = verify(SystemTime::now()).unwrap();
     assert_eq!((claims.org.as_str(), claims.user.as_str()), ("7", "u"));
     assert_eq!(claims.groups, Some(vec![SyncGroup::new("team:1"), SyncGroup::new("user:u")]));
     let later = SystemTime::now() + Duration::from_secs(90 + 31);
-    assert!(keys.verify(printed.trim_end(), later).is_err(), "it ends");
+    assert!(verify(later).is_err(), "it ends");
 
     let none = headstart(&arguments[..5], &[]);
     assert_eq!(none.status.code(), Some(3), "without a secret there is no token");
@@ -219,6 +221,8 @@ fn the_service_says_why_it_does_not_start() {
         ("HEADSTART_STORE_URL", "s3://bucket", 3, "store.url"),
         ("HEADSTART_CATALOG_PATH", "missing.toml", 3, "catalog.path"),
         ("HEADSTART_HTTP_LISTEN", "203.0.113.1:1", 1, "http.listen"),
+        ("HEADSTART_ADMIN_LISTEN", "0.0.0.0:0", 3, "set admin.token"),
+        ("HEADSTART_ADMIN_TOKEN", "short", 3, "admin.token has 5 bytes"),
     ] {
         let output = setup(name, value).run(&["serve"]);
         let said = stderr(&output);

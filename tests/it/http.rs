@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use headstart::auth::{AuthSettings, Claims, Secret};
 use headstart::dump::DumpSettings;
+use headstart::http::admin::AdminSettings;
 use headstart::http::{self, HttpSettings, server};
 use headstart::metrics::Metrics;
 use headstart::model::{Caller, Org};
@@ -406,7 +407,8 @@ fn settings_that_make_no_sense_are_refused_by_name() {
 #[tokio::test]
 async fn operators_see_what_is_down() {
     let world = World::new();
-    let router = http::admin::router(world.service.clone(), Metrics::new(), CancellationToken::new());
+    let router =
+        http::admin::router(world.service.clone(), Metrics::new(), CancellationToken::new(), &AdminSettings::default());
     let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = axum::serve::Listener::local_addr(&listener).unwrap();
     let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
@@ -432,4 +434,49 @@ async fn operators_see_what_is_down() {
     assert_eq!(get("/livez").await.0, 200, "the process itself is well");
     stop.cancel();
     served.await.unwrap();
+}
+
+#[tokio::test]
+async fn with_a_token_only_operators_see_more_than_whether_it_lives() {
+    let world = World::new();
+    let token = "o".repeat(32);
+    let settings = AdminSettings { token: Some(Secret::new(&token)), ..AdminSettings::default() };
+    let router = http::admin::router(world.service.clone(), Metrics::new(), CancellationToken::new(), &settings);
+    let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let address = axum::serve::Listener::local_addr(&listener).unwrap();
+    let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        let settings = HttpSettings::default();
+        server::serve(listener, router, &settings, &settings.pacing(Metrics::new()), &tasks, stopped).await;
+    });
+    let client = Client::new();
+    let get = async |path: &str, user: Option<&str>, token: &str| {
+        let request = client.get(format!("http://{address}{path}"));
+        let request = match user {
+            Some(user) => request.basic_auth(user, Some(token)),
+            None => request.bearer_auth(token),
+        };
+        let answer = request.send().await.unwrap();
+        let challenges = answer.headers().get_all("www-authenticate").iter().count();
+        (answer.status().as_u16(), challenges, answer.text().await.unwrap())
+    };
+    let refused = get("/metrics", None, "").await;
+    assert_eq!((refused.0, refused.1), (401, 2), "programs and browsers are told how");
+    for wrong in ["nonsense", &token[1..], &token.to_uppercase()] {
+        assert_eq!(get("/metrics", None, wrong).await, refused);
+        assert_eq!(get("/metrics", Some("ann"), wrong).await, refused);
+    }
+    assert_eq!(get("/nothing", None, "").await.0, 404);
+    for user in [None, Some("ann")] {
+        let (status, _, metrics) = get("/metrics", user, &token).await;
+        assert!(status == 200 && metrics.ends_with("# EOF\n"));
+        assert!(get("/readyz", user, &token).await.2.contains("\"database\""));
+    }
+    assert_eq!(get("/livez", None, "").await.0, 200);
+    assert_eq!(get("/readyz", None, "").await.2, "{\"status\":\"ok\"}");
+    world.source.switch_off(true);
+    let (status, _, body) = get("/readyz", None, "").await;
+    assert_eq!((status, &*body), (503, "{\"status\":\"down\"}"));
+    stop.cancel();
 }

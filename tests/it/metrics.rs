@@ -15,6 +15,8 @@ use crate::support::studio;
 const ELSEWHERE: &[(&str, &str)] = &[
     ("headstart_replica_reads", "needs a standby: replica.rs"),
     ("headstart_replica_fallbacks", "needs a standby: replica.rs"),
+    ("headstart_key_set_fetches", "needs an issuer: issuer.rs"),
+    ("headstart_key_set_failures", "the same"),
     ("headstart_pack_cache_joins", "needs a store that holds calls back: store/cache.rs, whose figures are these"),
     ("headstart_pack_cache_waits", "needs more packs than the smallest cache takes: store/cache.rs"),
     ("headstart_pack_cache_evictions", "the same"),

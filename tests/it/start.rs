@@ -8,6 +8,9 @@ use crate::support::server::Setup;
 
 const CATALOG: &str = include_str!("../../config/catalog.toml");
 
+/// What operators show.
+const TOKEN: &str = "the-token-of-whoever-operates-it";
+
 /// Longer than it takes, also for a debug build beside other tests.
 const SOON: Duration = Duration::from_secs(4);
 
@@ -18,16 +21,17 @@ fn url(cluster: &Cluster) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_waits_for_the_database_says_so_and_is_ready_soon_after_it() {
     let cluster = Cluster::start("");
-    let setup = Setup::new(&url(&cluster), CATALOG);
+    let mut setup = Setup::new(&url(&cluster), CATALOG);
     setup.must(&["seed", "--scale", "small"]);
     setup.must(&["migrate", "--apply"]);
+    setup.set("HEADSTART_ADMIN_TOKEN", TOKEN);
 
     let started = Instant::now();
     let server = setup.serve().await;
     assert!(started.elapsed() < SOON, "{:?} with a database that answers", started.elapsed());
     let admin = server.admin.trim_start_matches("http://").replace("127.0.0.1", "0.0.0.0");
     let mut probe = Setup::new(&url(&cluster), CATALOG);
-    probe.set("HEADSTART_ADMIN_LISTEN", admin);
+    probe.set("HEADSTART_ADMIN_LISTEN", admin).set("HEADSTART_ADMIN_TOKEN", TOKEN);
     probe.must(&["probe"]);
     probe.must(&["probe", "--live"]);
     assert!(server.stop().await.success());

@@ -15,6 +15,8 @@ use crate::store::StoreError;
 pub enum Code {
     /// No token, or one that is not taken.
     Unauthenticated,
+    /// The issuer's keys can't be had, so it can't be told whether a token is good.
+    IssuerUnavailable,
     /// A parameter makes no sense.
     InvalidQuery,
     /// There is no such model.
@@ -71,8 +73,9 @@ pub enum Code {
 
 impl Code {
     /// All of them, for the API's description.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Unauthenticated,
+        Self::IssuerUnavailable,
         Self::InvalidQuery,
         Self::UnknownModel,
         Self::ExplicitModel,
@@ -121,7 +124,8 @@ impl Code {
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
-            Self::WatermarkHeld
+            Self::IssuerUnavailable
+            | Self::WatermarkHeld
             | Self::DatabaseUnavailable
             | Self::CatalogMismatch
             | Self::StoreUnavailable
@@ -135,6 +139,7 @@ impl Code {
     pub(super) fn meaning(self) -> &'static str {
         match self {
             Self::Unauthenticated => "a valid bearer token is needed",
+            Self::IssuerUnavailable => "the keys that tokens are checked with can't be had",
             Self::NotAcceptable => "zstd, gzip and identity are offered; `accept-encoding` refuses them",
             Self::NotFound => "there is nothing at this path",
             Self::UnsupportedMediaType => "the body is `application/json`, without a content coding",

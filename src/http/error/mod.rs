@@ -33,6 +33,9 @@ pub enum HttpError {
     /// The caller did not show who it is.
     #[error("the caller is not known")]
     Unauthenticated(#[source] Option<TokenError>),
+    /// The issuer's keys can't be had, so it can't be told who the caller is.
+    #[error("the issuer's key set can't be had")]
+    NoKeySet,
     /// The query makes no sense.
     #[error(transparent)]
     Query(#[from] QueryError),
@@ -100,6 +103,7 @@ impl HttpError {
     pub fn code(&self) -> Code {
         match self {
             Self::Unauthenticated(_) => Code::Unauthenticated,
+            Self::NoKeySet => Code::IssuerUnavailable,
             Self::Query(_) => Code::InvalidQuery,
             Self::Body(_) => Code::InvalidBody,
             Self::TooLarge(_) => Code::RequestTooLarge,

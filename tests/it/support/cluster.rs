@@ -8,6 +8,7 @@ use std::process::Command;
 use tempfile::TempDir;
 use tokio_postgres::{Client, Config, NoTls};
 
+use super::authority::Issued;
 use super::required;
 
 /// A server in a directory of its own, on a free port of loopback. Stopped, and its files removed, when it is dropped.
@@ -70,6 +71,26 @@ impl Cluster {
     /// Stops it at once, as a crash would: nothing more is written.
     pub fn crash(&self) {
         self.run("pg_ctl", &["-D", &self.data(), "-w", "-m", "immediate", "stop"]);
+    }
+
+    /// From now on it takes connections by TLS only, with this certificate. It is stopped and started.
+    pub fn encrypt(&self, issued: &Issued) {
+        self.crash();
+        let data = PathBuf::from(self.data());
+        // The names that it looks for by default.
+        for (from, name) in [(&issued.certificate, "server.crt"), (&issued.key, "server.key")] {
+            let to = data.join(name);
+            std::fs::copy(from, &to).expect("copy a file");
+            std::fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("close it");
+            if is_root() {
+                let done = Command::new("chown").arg("postgres").arg(&to).status().expect("run chown");
+                assert!(done.success(), "give the file to the user postgres");
+            }
+        }
+        std::fs::write(data.join("pg_hba.conf"), "hostssl all all 127.0.0.1/32 trust\n")
+            .expect("write who may connect");
+        self.configure("ssl = on");
+        self.start_again();
     }
 
     /// Makes a standby the primary of a new timeline.

@@ -1,7 +1,9 @@
 //! What the tests share: databases of their own on the server that `make test` started.
 
+pub mod authority;
 pub mod cluster;
 pub mod dice;
+pub mod issuer;
 pub mod oracle;
 pub mod pooler;
 pub mod postgres;
