@@ -226,9 +226,15 @@ impl World {
             drop(router);
             tasks.shutdown(Duration::from_secs(60)).await.unwrap();
             let text = metrics.encode();
-            for gauge in ["headstart_followers", "headstart_live_dumps", "headstart_keys_waiting"] {
-                let line = text.lines().find(|line| line.starts_with(&format!("{gauge} ")));
-                assert_eq!(line, Some(format!("{gauge} 0").as_str()), "{text}");
+            let home = ["followers", "live_dumps", "keys_waiting", "in_progress", "unstored_dumps", "spool_bytes"];
+            for gauge in home {
+                let levels: Vec<&str> = text
+                    .lines()
+                    .filter_map(|line| line.strip_prefix("headstart_")?.strip_prefix(gauge))
+                    .filter_map(|rest| rest.rsplit_once(' ').filter(|(labels, _)| !labels.starts_with('_')))
+                    .map(|(_, level)| level)
+                    .collect();
+                assert!(!levels.is_empty() && levels.iter().all(|level| *level == "0"), "{gauge}: {text}");
             }
         }
         for org in ORGS {
@@ -253,7 +259,8 @@ async fn play(dice: Dice) -> BTreeMap<Outcome, u64> {
 #[test]
 fn whatever_goes_wrong_at_the_seams_no_answer_is_wrong() {
     // Silent unless RUST_LOG says what to tell.
-    let told = tracing_subscriber::EnvFilter::from_default_env();
+    let silent = tracing_subscriber::filter::LevelFilter::OFF;
+    let told = tracing_subscriber::EnvFilter::builder().with_default_directive(silent.into()).from_env_lossy();
     tracing_subscriber::fmt().with_env_filter(told).with_test_writer().init();
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
