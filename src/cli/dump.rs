@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use clap::Args;
 use futures_util::{StreamExt, stream};
-use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, MultiProgress, ProgressBar};
 use tokio::time::{Instant, interval};
 
 use crate::app::Rooms;
 use crate::chain::Chain;
 use crate::cli::CliError;
+use crate::cli::orgs::{bar, chosen};
 use crate::dump::live::LiveDump;
 use crate::dump::policy::{Candidate, Limits, Verdict, judge};
 use crate::dump::{Joined, Settled, Wish};
@@ -46,14 +47,7 @@ enum Outcome {
 /// Makes the snapshots, a few at a time, and tells of each when it is done.
 pub async fn run(args: DumpArgs, rooms: &Rooms, limits: &Limits) -> Result<(), CliError> {
     let schema = rooms.source.schema().await?;
-    let mut orgs = rooms.source.orgs().await?;
-    orgs.sort_unstable();
-    if let Some(org) = &args.org {
-        orgs.retain(|other| other.as_str() == org);
-        if orgs.is_empty() {
-            return Err(CliError::Nothing(format!("the database knows no org {org}")));
-        }
-    }
+    let orgs = chosen(rooms, args.org.as_deref()).await?;
     let terminal = std::io::stdout().is_terminal();
     let bars = MultiProgress::new();
     let slots = orgs.into_iter().map(|org| Slot { org, schema: schema.hash.clone() });
@@ -137,12 +131,4 @@ fn tell(org: &Org, outcome: Result<Outcome, CliError>, terminal: bool) {
         Ok(Outcome::Fresh) => println!("{org}\tfresh\t\t"),
         Err(error) => eprintln!("error: org {org}: {}", Chain(&error)),
     }
-}
-
-/// Drawn on standard error, and only if that is a terminal.
-fn bar(org: &Org) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:20} {bar:40} {human_pos:>12} of about {human_len} rows, {eta} left")
-        .expect("a template that was tried")
-        .progress_chars("=> ");
-    ProgressBar::no_length().with_style(style).with_message(format!("org {org}"))
 }

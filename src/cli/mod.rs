@@ -9,6 +9,7 @@ pub mod dump;
 mod error;
 pub mod init;
 pub mod migrate;
+mod orgs;
 pub mod probe;
 pub mod seed;
 pub mod serve;

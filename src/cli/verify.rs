@@ -4,11 +4,12 @@ use std::io::IsTerminal;
 
 use clap::Args;
 use futures_util::{StreamExt, stream};
-use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, MultiProgress};
 
 use crate::app::Rooms;
 use crate::chain::Chain;
 use crate::cli::CliError;
+use crate::cli::orgs::{bar, chosen};
 use crate::model::Org;
 use crate::verify::{Outcome, Verifier, VerifyError};
 
@@ -32,14 +33,7 @@ pub struct VerifyArgs {
 
 /// Compares the orgs, a few at a time, and tells of each when it is done. Any difference fails the command.
 pub async fn run(args: &VerifyArgs, rooms: &Rooms) -> Result<(), CliError> {
-    let mut orgs = rooms.source.orgs().await?;
-    orgs.sort_unstable();
-    if let Some(org) = &args.org {
-        orgs.retain(|other| other.as_str() == org);
-        if orgs.is_empty() {
-            return Err(CliError::Nothing(format!("the database knows no org {org}")));
-        }
-    }
+    let orgs = chosen(rooms, args.org.as_deref()).await?;
     let verifier = Verifier::new(rooms.source.clone(), rooms.store.clone(), rooms.metrics.clone());
     let bars = MultiProgress::new();
     let outcomes = orgs.into_iter().map(|org| {
@@ -91,12 +85,4 @@ fn tell(org: &Org, outcome: &Result<Outcome, VerifyError>, terminal: bool) {
         Ok(Outcome::Nothing(why)) => println!("{org}\tnothing\t{why}"),
         Err(error) => eprintln!("error: org {org}: {}", Chain(error)),
     }
-}
-
-/// Drawn on standard error, and only if that is a terminal.
-fn bar(org: &Org) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:20} {bar:40} {human_pos:>12} of about {human_len} rows, {eta} left")
-        .expect("a template that was tried")
-        .progress_chars("=> ");
-    ProgressBar::no_length().with_style(style).with_message(format!("org {org}"))
 }
