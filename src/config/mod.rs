@@ -29,6 +29,7 @@ use crate::dump::trim::TrimSettings;
 use crate::http::HttpSettings;
 use crate::http::admin::AdminSettings;
 use crate::http::admission::AdmissionSettings;
+use crate::metrics::MetricsSettings;
 use crate::serve::batch::LoaderSettings;
 use crate::serve::batch::answer::BatchSettings;
 use crate::serve::bootstrap::BootstrapSettings;
@@ -81,6 +82,8 @@ pub struct Config {
     pub admin: AdminSettings,
     /// Who is let in.
     pub auth: AuthSettings,
+    /// What metrics tell.
+    pub metrics: MetricsSettings,
     /// The log.
     pub log: LogSettings,
 }

@@ -182,6 +182,7 @@ impl Dumps {
             self.drive(live.clone());
         }
         slots.waiting += 1;
+        shared.metrics.waiting_dumps.inc();
         Ok(Joined::Live(live))
     }
 

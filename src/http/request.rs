@@ -35,6 +35,9 @@ const MAX_REQUEST_ID: usize = 64;
 /// How much of a path is logged, in characters; those that lead somewhere are shorter.
 const MAX_LOGGED_PATH: usize = 200;
 
+/// How a body ended that was given whole.
+const COMPLETE: &str = "complete";
+
 /// What is known of a request while it is worked on. Handlers fill in what the log line should tell.
 #[derive(Debug)]
 pub struct RequestContext {
@@ -155,8 +158,7 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
     }
     let (status, route) = (response.status(), route(&path));
     rules.metrics.request(route, status.as_u16());
-    if let Some((source, why)) = context.source.get().filter(|_| !status.is_client_error() && !status.is_server_error())
-    {
+    if let Some((source, why)) = context.source.get().filter(|_| !is_error(status)) {
         rules.metrics.answer(source.as_str(), why);
     }
     if method == Method::HEAD {
@@ -175,6 +177,10 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
         };
         Body::new(Observed { body, line, route, metrics: rules.metrics.clone(), _place: place })
     })
+}
+
+fn is_error(status: StatusCode) -> bool {
+    status.is_client_error() || status.is_server_error()
 }
 
 /// A path as metrics name it: never a caller's own word.
@@ -244,7 +250,11 @@ impl Drop for Observed {
         if self.line.end.is_none() && self.body.is_end_stream() {
             self.line.end = Some(Ok(()));
         }
-        self.line.write();
+        let outcome = self.line.write();
+        self.metrics.ended(self.route, outcome);
+        if outcome == COMPLETE && !is_error(self.line.status) {
+            self.metrics.last_byte(self.route, self.line.context.started.elapsed());
+        }
     }
 }
 
@@ -261,11 +271,12 @@ struct LogLine {
 }
 
 impl LogLine {
-    fn write(&self) {
+    /// Gives the word for how it ended.
+    fn write(&self) -> &'static str {
         let (caller, source) = (self.context.caller.get(), self.context.source.get());
         let cut = self.pace.as_ref().and_then(|pace| pace.verdict()).map(|cut| cut.to_string());
         let (outcome, error) = match &self.end {
-            Some(Ok(())) => ("complete", None),
+            Some(Ok(())) => (COMPLETE, None),
             Some(Err(error)) => ("broken", Some(error.as_str())),
             None => match &cut {
                 Some(cut) => ("cut", Some(cut.as_str())),
@@ -287,5 +298,6 @@ impl LogLine {
             duration_ms = u64::try_from(self.context.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "request"
         );
+        outcome
     }
 }

@@ -264,7 +264,8 @@ impl Service {
         let snapshot = SnapshotRef { id: manifest.id, sync_id: manifest.sync_id };
         let facts = asked.facts(Method::Snapshot, why, snapshot, manifest.epoch.clone());
         let (cache, dumps, slot) = (self.cache().clone(), self.dumps().clone(), asked.slot.clone());
-        (facts, StoredSnapshot::new(cache, dumps, slot, manifest, &asked.grants, &asked.wanted))
+        let read = self.metrics().raw_bytes.clone();
+        (facts, StoredSnapshot::new(cache, dumps, slot, manifest, &asked.grants, &asked.wanted, read))
     }
 
     fn snapshot_answer(&self, asked: &Asked, facts: Facts, stored: StoredSnapshot) -> Answer {
@@ -367,8 +368,12 @@ impl Service {
         let opened = live.wait_opened().await?;
         let snapshot = SnapshotRef { id: live.id(), sync_id: opened.watermark.sync_id };
         let facts = asked.facts(Method::Postgres, why, snapshot, opened.watermark.epoch);
-        let parts = live.follow(asked.grants.clone(), asked.wanted.clone()).map_err(ServeError::from).boxed();
-        Ok(Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Live(parts) })
+        let read = self.metrics().raw_bytes.clone();
+        let parts = live.follow(asked.grants.clone(), asked.wanted.clone()).map_err(ServeError::from);
+        let parts = parts.inspect_ok(move |part| {
+            read.inc_by(part.raw_len());
+        });
+        Ok(Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Live(parts.boxed()) })
     }
 
     /// The watermark, once it is at `needed`, so that nothing is read in vain for an id that is not there yet.

@@ -44,7 +44,7 @@ use crate::source::postgres::pool::{Lease, Pool};
 use crate::source::postgres::replica::Replica;
 use crate::source::postgres::scan::{ScanError, ScanSettings};
 use crate::source::postgres::watermark::{WatermarkSettings, Watermarks};
-use crate::source::{Action, ActionRange, Found, Lookup, RowBatch, Scan, Source, SourceError};
+use crate::source::{Action, ActionRange, Found, LogSize, Lookup, RowBatch, Scan, Source, SourceError};
 use crate::task::Tasks;
 
 /// Callers that may be queued for the next probe of the watermark.
@@ -192,7 +192,7 @@ fn start_prober(
     tasks: &Tasks,
     metrics: &Metrics,
 ) -> Watermarks {
-    let (watermarks, prober) = Watermarks::new(ASKING, settings.clone(), metrics.watermark_held_seconds.clone());
+    let (watermarks, prober) = Watermarks::new(ASKING, settings.clone(), metrics.watermark.clone());
     let (pool, log, token) = (pool.clone(), log.clone(), tasks.token().clone());
     tasks.spawn("watermark", async move {
         let probes = prober.run(async |report| {
@@ -299,6 +299,13 @@ impl Source for PostgresSource {
         let trimmed = log::trim(&client, log, up_to, age, most).await?;
         client.release();
         Ok(trimmed)
+    }
+
+    async fn log_size(&self) -> Result<LogSize, SourceError> {
+        let client = self.primary.get().await?;
+        let size = self.log.get(&client).await?.size(&client).await?;
+        client.release();
+        Ok(size)
     }
 
     async fn unlogged(&self) -> Result<Faults, SourceError> {
