@@ -73,7 +73,7 @@ labels! {
     Told { answer }
     Reason { reason }
     Outcome { outcome }
-    Round { job, outcome }
+    Round { task, outcome }
     Schema { schema }
     Connections { pool }
     Build { version }
@@ -174,7 +174,7 @@ metrics! {
         pub log_bytes: Gauge = "log", BYTES;
         /// Actions removed from the change log.
         pub trimmed_actions: Counter = "trimmed_actions", COUNT;
-        /// Rounds of the background jobs, by job and whether they were done or broke off.
+        /// Rounds of the background jobs, by task and whether they were done or broke off.
         rounds: Family<Round, Counter> = "rounds", COUNT;
         /// Comparisons of an org's snapshot and actions with the live rows, by outcome.
         verified_orgs: Family<Outcome, Counter> = "verified_orgs", COUNT;
@@ -453,9 +453,9 @@ impl Metrics {
     }
 
     /// Counts a round of a background job, and whether it was done.
-    pub fn round(&self, job: &'static str, done: bool) {
+    pub fn round(&self, task: &'static str, done: bool) {
         let outcome = if done { "done" } else { "broke_off" };
-        self.rounds.get_or_create(&Round { job, outcome }).inc();
+        self.rounds.get_or_create(&Round { task, outcome }).inc();
     }
 
     /// Counts a comparison with the live rows by its outcome, and the differences it found.

@@ -43,4 +43,5 @@ mod together;
 mod tracker;
 mod triggers;
 mod verify;
+mod watching;
 mod watermark;
