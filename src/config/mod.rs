@@ -40,6 +40,7 @@ use crate::source::postgres::scan::ScanSettings;
 use crate::source::postgres::watermark::WatermarkSettings;
 use crate::store::StoreSettings;
 use crate::telemetry::LogSettings;
+use crate::telemetry::otlp::OtlpSettings;
 use crate::verify::rounds::VerifySettings;
 
 /// Every setting of the service, by section.
@@ -86,6 +87,8 @@ pub struct Config {
     pub metrics: MetricsSettings,
     /// The log.
     pub log: LogSettings,
+    /// Where traces go.
+    pub otlp: OtlpSettings,
 }
 
 /// `[catalog]`

@@ -7,6 +7,7 @@
 //! users, nor anything a request brings.
 
 mod kinds;
+mod labels;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -24,6 +24,9 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::kinds::Worst;
+use crate::metrics::labels::{
+    Answer, Build, Connections, End, Kind, Outcome, Reason, Refusal, Request, Round, Route, Schema, Told,
+};
 
 pub use kinds::{Held, Holder, Level};
 pub use prometheus_client::metrics::counter::Counter;
@@ -52,32 +55,6 @@ pub type Seconds = Gauge<f64, AtomicU64>;
 
 /// Histograms by route.
 type ByRoute = Family<Route, Histogram, fn() -> Histogram>;
-
-/// Sets of labels, all of them fixed words.
-macro_rules! labels {
-    ($($name:ident { $($label:ident),+ })+) => {
-        $(#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-        struct $name {
-            $($label: &'static str,)+
-        })+
-    };
-}
-
-labels! {
-    Request { route, status }
-    End { route, outcome }
-    Route { route }
-    Answer { method, reason }
-    Kind { kind }
-    Refusal { kind, scope }
-    Told { answer }
-    Reason { reason }
-    Outcome { outcome }
-    Round { task, outcome }
-    Schema { schema }
-    Connections { pool }
-    Build { version }
-}
 
 /// A group of metrics, each with its help, its field, its type (and how it is made, if not by default), its name, its unit.
 macro_rules! metrics {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
+use tracing::Instrument;
 
 use crate::chain::Chain;
 use crate::dump::policy::{Demand, Reason, Verdict, judge_for};
@@ -20,6 +21,7 @@ use crate::serve::stored::StoredSnapshot;
 use crate::serve::{Answer, Content, Facts, ServeError, Service, SnapshotRef};
 use crate::source::{Action, ActionRange, SourceError};
 use crate::store::{PinnedManifest, Slot, StoreError};
+use crate::trace::span;
 use crate::wire::trailer::Method;
 
 /// How often a request that found the ground shifting under it looks again.
@@ -341,7 +343,8 @@ impl Service {
             let Joined::Live(live) = joined else {
                 return Err(Again::Moved);
             };
-            let opened = live.wait_opened().await?;
+            let waiting = span!("wait for dump", snapshot = %live.id());
+            let opened = live.wait_opened().instrument(waiting).await?;
             if asked.demand.catches_up || opened.watermark.sync_id >= asked.demand.first_sync_id {
                 let mut answer = self.follow(asked, live, reason.word()).await?;
                 // A dump that began after the request is as new as the request needs.

@@ -40,6 +40,7 @@ mod store;
 mod support;
 mod tls;
 mod together;
+mod traces;
 mod tracker;
 mod triggers;
 mod verify;

@@ -33,6 +33,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::time::Instant;
 use tokio_postgres::Client;
+use tracing::Instrument;
 
 use crate::metrics::Metrics;
 use crate::model::catalog::LogTable;
@@ -46,6 +47,7 @@ use crate::source::postgres::scan::{ScanError, ScanSettings};
 use crate::source::postgres::watermark::{WatermarkSettings, Watermarks};
 use crate::source::{Action, ActionRange, Found, LogSize, Lookup, RowBatch, Scan, Source, SourceError};
 use crate::task::Tasks;
+use crate::trace::span;
 
 /// Callers that may be queued for the next probe of the watermark.
 const ASKING: usize = 1024;
@@ -213,7 +215,7 @@ impl Source for PostgresSource {
     }
 
     async fn watermark(&self) -> Result<Watermark, SourceError> {
-        self.watermarks.get().await
+        self.watermarks.get().instrument(span!("watermark")).await
     }
 
     async fn epoch(&self) -> Result<Epoch, SourceError> {
@@ -269,7 +271,8 @@ impl Source for PostgresSource {
 
     async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError> {
         let client = self.primary.get().await?;
-        let actions = actions::read(&client, &self.log.get(&client).await?, &self.catalog, range).await?;
+        let read = async { actions::read(&client, &self.log.get(&client).await?, &self.catalog, range).await };
+        let actions = read.instrument(span!("read log")).await?;
         client.release();
         Ok(actions)
     }
