@@ -161,7 +161,9 @@ impl World {
         let weather = &self.instances[place].link.weather;
         match self.dice.below(16) {
             0..=4 => {
-                for _ in 0..1 + self.dice.below(30) {
+                // Now and then more than an answer tells of.
+                let most = if self.dice.below(8) == 0 { 300 } else { 30 };
+                for _ in 0..1 + self.dice.below(most) {
                     self.history.change(&mut self.dice);
                 }
             }
