@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import machine
 import results
 import servers
 from catalog import Catalog, bench_catalog
@@ -23,11 +22,11 @@ PARTS = {
     "hot": "hot.measure",
     "cold": "cold.measure",
     "scan": "scan.measure",
-    "gzip": "encodings.measure_gzip",
+    "gzip": "wire.measure_gzip",
     "batch": "others.measure_batch",
     "delta": "others.measure_delta",
     "memory": "memory.measure",
-    "wire": "encodings.measure_wire",
+    "wire": "wire.measure_wire",
     "growth": "growth.measure",
 }
 # Batches and deltas change rows, so they come last of those that use the workspace.

@@ -1,11 +1,11 @@
 """The load client, download.rs, and what it measured."""
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 from pathlib import Path
+
+import machine
 
 HERE = Path(__file__).resolve().parent
 
@@ -65,8 +65,5 @@ class Client:
         command = [self.program, url.removeprefix("http://"), path, connections, *until, *headers]
         process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
         printed = process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"the client failed at {url}{path}, {encoding}, {connections} connections")
-        return Downloaded(json.loads(printed), used.ru_utime + used.ru_stime)
+        processor = machine.waited(process)
+        return Downloaded(json.loads(printed), processor)

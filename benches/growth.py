@@ -41,6 +41,12 @@ def make(database, first, last, size):
     database.run(f"\\set first {first}\n\\set last {last}\n\\set size {size}\n{sql}")
 
 
+def migrate(bench, name, database):
+    """The change log, once the rows are there: they are not in it."""
+    Headstart(bench, name, database, f"file://{bench.work}/none").command("migrate", "--apply")
+    database.ask("VACUUM ANALYZE", "CHECKPOINT")
+
+
 def dumped(headstart, database, *which):
     """What `headstart dump` takes, PostgreSQL's part of it included."""
     with Meter(PostgreSQL=database.seconds) as meter:
@@ -85,11 +91,10 @@ def costs(bench, name, database, org, which, touched):
 
 
 def prepared(bench, name):
-    """A database with the tables and the change log of the workspace, and nothing that counts in them."""
+    """A database with the tables of the workspace, and nothing in them."""
     database = bench.database.other(name)
-    headstart = Headstart(bench, name, database, f"file://{bench.work}/none")
-    headstart.command("seed", "--scale", "small")
-    headstart.command("migrate", "--apply")
+    Headstart(bench, name, database, f"file://{bench.work}/none").command("seed", "--scale", "small")
+    database.ask("SET client_min_messages = warning", "TRUNCATE organization CASCADE")
     return database
 
 
@@ -99,13 +104,14 @@ def measure(bench):
     database = prepared(bench, "growth-rows")
     for place, size in enumerate(rows, start=1):
         make(database, place, place, size)
+    migrate(bench, "growth-rows", database)
     for place, size in enumerate(rows, start=1):
         by_rows[size] = costs(bench, f"rows-{size}", database, place, ["--org", identifier("org", 0, place)], (place, place))
     bench.database.ask('DROP DATABASE "growth-rows"')
     for count in orgs:
         database = prepared(bench, f"growth-orgs-{count}")
-        database.ask("TRUNCATE organization CASCADE")
         make(database, 1, count, SMALL)
+        migrate(bench, f"growth-orgs-{count}", database)
         by_orgs[count] = costs(bench, f"orgs-{count}", database, 1, ["--all"], (1, count))
         bench.database.ask(f'DROP DATABASE "growth-orgs-{count}"')
 

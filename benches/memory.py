@@ -70,6 +70,6 @@ def measure(bench):
     heads = ["what", "one client: most MiB", f"{CLIENTS} clients or the dump: most MiB", "beyond the cache's limit"]
     return Section(goals, f"""### Memory
 
-The most that was resident (VmHWM of /proc, forgotten before each round; of the command, as wait4 tells it).
+The most that was resident (VmHWM of /proc, forgotten before each round).
 
 {table(heads, rows)}{text}""")

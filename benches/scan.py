@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+import machine
 from results import Goal, Section, work_table
 from servers import ROOT, Headstart, metric, node, wait_until
 from turns import Case, middle, ratios, take_turns
@@ -32,11 +33,8 @@ def copy(bench, selects, form):
     def work():
         began = time.monotonic()
         process = subprocess.Popen([*bench.database.psql(), *commands], stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit("COPY failed")
-        return Copied(time.monotonic() - began, used.ru_utime + used.ru_stime, 0)
+        processor = machine.waited(process)
+        return Copied(time.monotonic() - began, processor, 0)
 
     return work
 
@@ -82,12 +80,9 @@ def scan_alone(bench, program):
     def work():
         process = subprocess.Popen([program, bench.org], env=environment, stdout=subprocess.PIPE, text=True)
         printed = process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit("the scan failed")
+        processor = machine.waited(process)
         printed = json.loads(printed)
-        return Copied(printed["seconds"], used.ru_utime + used.ru_stime, printed["bytes"])
+        return Copied(printed["seconds"], processor, printed["bytes"])
 
     return work
 

@@ -167,11 +167,8 @@ class Headstart:
         began = time.monotonic()
         environment = {**os.environ, **self.environment}
         process = subprocess.Popen([self.bench.binary, *arguments], env=environment, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"headstart {' '.join(arguments)} failed")
-        return time.monotonic() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+        memory, processor = machine.watched(process)
+        return time.monotonic() - began, processor, memory
 
     def serve(self):
         http, admin = free_port(), free_port()

@@ -1,11 +1,10 @@
 """Gzip from stored zstd, and how many bytes the whole org takes on the wire."""
 
-import os
 import shutil
 import subprocess
-import sys
 import time
 
+import machine
 from results import Goal, Section, number, table, work_table
 from scan import Copied
 from turns import Case, middle, ratios, take_turns
@@ -20,11 +19,8 @@ def piped(command):
     def work():
         began = time.monotonic()
         process = subprocess.Popen(["bash", "-o", "pipefail", "-c", command], stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"{command} failed")
-        return Copied(time.monotonic() - began, used.ru_utime + used.ru_stime, 0)
+        processor = machine.waited(process)
+        return Copied(time.monotonic() - began, processor, 0)
 
     return work
 
@@ -55,14 +51,12 @@ The answer in gzip is {middle(ours, lambda run: run.gave.all_bytes) / 1e6:.1f} M
 def compressed_size(level, files):
     """Bytes of one frame for each file, and the most memory that took, in MiB."""
     process = subprocess.Popen(["zstd", "-q", f"-{level}", "--single-thread", "-c", *files], stdout=subprocess.PIPE)
-    size = 0
-    while piece := process.stdout.read(1 << 20):
+    size, memory = 0, 0.0
+    while piece := process.stdout.read(1 << 18):
         size += len(piece)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit("zstd failed")
-    return size, used.ru_maxrss / 1024
+        memory = max(memory, machine.peak(process.pid))
+    machine.waited(process)
+    return size, memory
 
 
 def measure_wire(bench):
