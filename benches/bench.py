@@ -43,8 +43,11 @@ class Bench:
 
     def __init__(self, given):
         self.binary, self.scan_program = given.binary, given.scan_program
-        self.rounds, self.seconds, self.scale, self.million, self.most_rows = given.rounds, given.seconds, given.scale, given.million, given.most_rows
+        self.rounds, self.seconds, self.scale, self.million = given.rounds, given.seconds, given.scale, given.million
+        self.most_rows, self.most_orgs = given.most_rows, given.most_orgs
         self.work, self.org = given.work, ORG
+        # Of a run that is not kept, it is not kept either.
+        self.plot = (given.results.parent if given.results else ROOT / ".dev") / "growth.svg"
         self.database = Postgres(given.pg_bin, given.pg_port, given.postmaster)
         self.mongo = Mongo(given.mongo_port, given.mongo_pid)
         self.empty, self.spool, self.files = self.work / "headstart.toml", self.work / "spool", self.work / "files"
@@ -130,6 +133,7 @@ def main():
     given.add_argument("--seconds", type=float, default=3)
     given.add_argument("--million", default="million")
     given.add_argument("--most-rows", type=int, default=1_000_000)
+    given.add_argument("--most-orgs", type=int, default=10_000)
     given.add_argument("--results", type=Path)
     given.add_argument("parts", nargs="*")
     given = given.parse_args()

@@ -1,6 +1,6 @@
 """How cost grows: dump, refresh and bootstrap of orgs of more and more rows, and of more and more orgs.
 
-Orgs of its own, made by growth.sql. Writes loadtests/growth.svg.
+Orgs of its own, made by growth.sql. Draws growth.svg beside the results.
 """
 
 import hashlib
@@ -20,15 +20,16 @@ ROWS = [10_000, 100_000, 1_000_000]
 ORGS = [1, 100, 10_000]
 # Rows of each of many orgs.
 SMALL = 100
-BOOTSTRAPS = 5
+BOOTSTRAPS = 20
 
 
 @dataclass
 class Cost:
-    """Of one operation: seconds on the clock, of all processors, and the most MiB."""
+    """Of one operation: seconds on the clock, of all processors, of them PostgreSQL's, and the most MiB."""
 
     wall: float
     processor: float
+    postgres: float
     memory: float
 
 
@@ -51,7 +52,8 @@ def dumped(headstart, database, *which):
     """What `headstart dump` takes, PostgreSQL's part of it included."""
     with Meter(PostgreSQL=database.seconds) as meter:
         wall, processor, memory = headstart.used("dump", *which)
-    return Cost(wall, processor + meter.seconds["PostgreSQL"], memory)
+    postgres = meter.seconds["PostgreSQL"]
+    return Cost(wall, processor + postgres, postgres, memory)
 
 
 def touch(database, first, last):
@@ -75,7 +77,7 @@ def bootstrapped(bench, headstart, org):
             gave = bench.client.run(server.url, "/sync/bootstrap", answers=BOOTSTRAPS, token=token)
         # The clock of /proc counts hundredths of a second.
         processor = max(meter.seconds["service"], 0.01) / BOOTSTRAPS
-        return Cost(gave.last_quantile(50) / 1000, processor, machine.peak(server.pid))
+        return Cost(gave.last_quantile(50) / 1000, processor, 0.0, machine.peak(server.pid))
 
 
 def costs(bench, name, database, org, which, touched):
@@ -99,7 +101,8 @@ def prepared(bench, name):
 
 
 def measure(bench):
-    rows, orgs = ([size for size in sizes if size * each <= bench.most_rows] for sizes, each in [(ROWS, 1), (ORGS, SMALL)])
+    rows = [size for size in ROWS if size <= bench.most_rows]
+    orgs = [count for count in ORGS if count <= bench.most_orgs]
     by_rows, by_orgs = {}, {}
     database = prepared(bench, "growth-rows")
     for place, size in enumerate(rows, start=1):
@@ -118,9 +121,9 @@ def measure(bench):
     panels = [plot.Panel(f"{title} by {unit}", unit, {kind: {at: figure(found[kind]) for at, found in by.items()} for kind in plot.KINDS})
               for unit, by in [("rows of one org", by_rows), (f"orgs of {SMALL} rows", by_orgs)]
               for title, figure in [("seconds", lambda cost: cost.wall), ("CPU seconds", lambda cost: cost.processor), ("most MiB", lambda cost: cost.memory)]]
-    (ROOT / "loadtests/growth.svg").write_text(plot.drawn(panels, columns=3))
+    bench.plot.write_text(plot.drawn(panels, columns=3))
     missing = len(rows) + len(orgs) < len(ROWS) + len(ORGS)
-    left_out = f"\nMore than {bench.most_rows:,} rows were left out (`GROWTH`).\n" if missing else ""
+    left_out = f"\nLeft out: more than {bench.most_rows:,} rows (`ROWS`) or {bench.most_orgs:,} orgs (`ORGS`).\n" if missing else ""
     text = f"""### How cost grows
 
 ![seconds, CPU seconds and memory, by rows and by orgs, on logarithmic scales](growth.svg)
@@ -144,7 +147,8 @@ def growth_table(unit, by):
             for size, found in by.items():
                 value = figure(found[kind])
                 power = "" if before is None else f" (power {math.log(value / before[1]) / math.log(size / before[0]):.2f})"
-                cells.append(f"{number(value)}{power}")
+                own = f", of that PostgreSQL {number(found[kind].postgres)}" if name == "CPU s" and kind != "bootstrap" else ""
+                cells.append(f"{number(value)}{power}{own}")
                 before = size, value
             rows.append([f"{kind}, {name}", *cells])
     return table([unit, *(f"{size:,}" for size in by)], rows)

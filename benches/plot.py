@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass
 
 KINDS = ["dump", "refresh", "bootstrap"]
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 300, 230, 56, 34, 14, 40
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 310, 230, 56, 34, 30, 40
 STYLE = """
-text { font: 11px system-ui, sans-serif; fill: #59636e } .title { font-weight: 600; fill: #1b1f24 }
+.ground { fill: #ffffff } text { font: 11px system-ui, sans-serif; fill: #59636e } .title { font-weight: 600; fill: #1b1f24 }
 .grid { stroke: #d7dbe0; stroke-width: 1 } path { fill: none; stroke-width: 2 }
 .dump { stroke: #0b7285; fill: #0b7285 } .refresh { stroke: #d9480f; fill: #d9480f } .bootstrap { stroke: #6741d9; fill: #6741d9 }
 path.dump, path.refresh, path.bootstrap { fill: none } text.dump, text.refresh, text.bootstrap { stroke: none; font-weight: 600 }
 @media (prefers-color-scheme: dark) {
-  text { fill: #9da7b1 } .title { fill: #e6edf3 } .grid { stroke: #30363d }
+  .ground { fill: #0d1117 } text { fill: #9da7b1 } .title { fill: #e6edf3 } .grid { stroke: #30363d }
   .dump { stroke: #3bc9db; fill: #3bc9db } .refresh { stroke: #ff922b; fill: #ff922b } .bootstrap { stroke: #b197fc; fill: #b197fc }
 }
 """
@@ -67,4 +67,4 @@ def drawn(panels, columns):
     charts = [chart(panel, place % columns * WIDTH, 24 + place // columns * HEIGHT) for place, panel in enumerate(panels)]
     key = "\n".join(f'<text class="{kind}" x="{LEFT + 90 * place}" y="16">{kind}</text>' for place, kind in enumerate(KINDS))
     size = f'viewBox="0 0 {columns * WIDTH} {lines * HEIGHT + 24}" width="{columns * WIDTH}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">\n<style>{STYLE}</style>\n{key}\n' + "\n".join(charts) + "\n</svg>\n"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">\n<style>{STYLE}</style>\n<rect class="ground" width="100%" height="100%"/>\n{key}\n' + "\n".join(charts) + "\n</svg>\n"

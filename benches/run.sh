@@ -6,15 +6,16 @@
 #   ROUNDS=5               rounds of everything, in turns
 #   SECONDS_EACH=3         how long each of those who serve is loaded in a round
 #   MILLION=million        the workspace whose dump's memory is looked at; empty to leave it out
-#   GROWTH=1000000         how far growth is measured, in rows
-#   PARTS="hot scan"       only these (hot cold scan gzip batch delta memory wire growth); then nothing is written but what is
-#                          printed, and the plot of growth
+#   ROWS=1000000           how far growth is measured, in rows of one org
+#   ORGS=10000             and in orgs; 10,000 of them take about ten minutes, 100 a few seconds
+#   PARTS="hot scan"       only these (hot cold scan gzip batch delta memory wire growth); then results are printed only, and the
+#                          plot goes to .dev/growth.svg
 #   BINARY=path            a build to measure instead of one of the present code
 #   SCAN=path              a build of benches/scan.rs (cargo build --release --example scan), which is built otherwise
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/dev/machine.sh
-scale=${SCALE:-large} rounds=${ROUNDS:-5} seconds=${SECONDS_EACH:-3} million=${MILLION-million} growth=${GROWTH:-1000000}
+scale=${SCALE:-large} rounds=${ROUNDS:-5} seconds=${SECONDS_EACH:-3} million=${MILLION-million} rows=${ROWS:-1000000} orgs=${ORGS:-10000}
 read -r -a parts <<<"${PARTS:-}"
 # What else the machine was doing.
 read -r busy _ </proc/loadavg
@@ -65,5 +66,5 @@ results=()
 PYTHONPATH=$PWD/.dev/mongodb PYTHONDONTWRITEBYTECODE=1 python3 benches/bench.py --work "$work" --binary "$binary" \
     --scan-program "${SCAN:-}" --pg-bin "$bin" --pg-port "$port" --postmaster "$postmaster" --mongo-port "$mongo_port" \
     --mongo-pid "$(cat "$work/mongod/mongod.pid")" --scale "$scale" --rounds "$rounds" --seconds "$seconds" \
-    --million "$million" --most-rows "$growth" --busy "$busy" \
+    --million "$million" --most-rows "$rows" --most-orgs "$orgs" --busy "$busy" \
     --command "make bench SCALE=$scale ROUNDS=$rounds SECONDS_EACH=$seconds" "${results[@]}" "${parts[@]}"
