@@ -19,7 +19,8 @@ def measured(bench, name, program, arguments):
     common = ["--pg-bin", bench.database.bin, "--pg-port", bench.database.port, "--postmaster", bench.database.postmaster]
     common += ["--org", bench.org, "--token", bench.token, "--rounds", bench.rounds, "--out", out]
     command = [sys.executable, ROOT / "benches" / program, *arguments(service), *common]
-    subprocess.run([str(word) for word in command], check=True)
+    if subprocess.run([str(word) for word in command]).returncode:
+        sys.exit(f"benches/{program} failed")
     rows = out.with_suffix(".json")
     goals = [Goal(**row) for row in json.loads(rows.read_text())] if rows.exists() else []
     return Section(goals, re.sub(r"^#", "##", out.read_text(), flags=re.M))

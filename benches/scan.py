@@ -142,7 +142,7 @@ def measure(bench):
     text = f"""### No snapshot
 
 One client but where it says {CROWD}, and a dump for each answer, with the service's default of connections for a scan; `scan and encode alone`
-is `benches/scan.rs`, the library's scan to nowhere. psql asks with a COPY for each model on one connection, the same rows ({rows:,}, {scanned / 1e6:.0f} MB
+is `benches/scan.rs`, the library's scan to nowhere; its processor time, as that of psql, stands under "client". psql asks with a COPY for each model on one connection, the same rows ({rows:,}, {scanned / 1e6:.0f} MB
 as lines) of the same models with the same filters and joins, to /dev/null; the bare COPY is of the same columns in binary. "One
 scan" is the zstd answer of one client. A dump is stored and published whatever its answer's encoding is; what of that comes after
 the last byte counts where it says so.
