@@ -131,8 +131,10 @@ def measure(bench):
 Once each. A dump is `headstart dump` into an empty folder store, a refresh the same after one comment in a hundred has changed, a
 bootstrap one of {BOOTSTRAPS} answers in zstd of one org, from memory. CPU of dumps is the command's and PostgreSQL's, of bootstraps the
 service's, whose clock counts hundredths of a second. Between two sizes stands by what power the cost grew: 1 is a straight line,
-0 does not grow. What bends at the left is what any dump costs: a process, its connections, the catalog, a watermark. Memory stays:
-buffers are bounded, not grown. A bootstrap looks at one org, so the number of orgs does not show in it.
+0 does not grow. What bends at the left is what any dump costs, however small: a process, its connections, the catalog, a watermark,
+a statement for each model; a dump of many small orgs is almost nothing else. Memory of a dump grows until its buffers are full
+(`dump.open_bytes`), that of a service with the packs in its cache (`store.cache.limit_mib`); then both stay. A bootstrap looks at
+one org, so the number of orgs does not show in it.
 {left_out}
 {growth_table("rows", by_rows)}
 {growth_table(f"orgs of {SMALL} rows", by_orgs)}"""
