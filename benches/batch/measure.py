@@ -275,7 +275,7 @@ def main():
     statement = loader_statement(database, servers[0], hot)
     contenders = [*servers, Pgbench(database, keys, given.org, statement, work)]
     for server in servers[1:]:
-        server.run(hot, 1)
+        server.run(hot, given.seconds)
 
     measured = {(bodies.name, who.name): [] for bodies in (hot, same) for who in contenders}
     for turn in range(given.rounds):
