@@ -27,6 +27,7 @@ mod load;
 mod lookup;
 mod metrics;
 mod migrate;
+mod newcomer;
 mod nginx;
 mod outage;
 mod pool;
