@@ -46,17 +46,12 @@ impl Door {
         let auth = AuthSettings { hs256_secret: Some(Secret::new("k".repeat(32))), ..AuthSettings::default() };
         let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let address = axum::serve::Listener::local_addr(&listener).unwrap();
-        let router = http::router(
-            world.service.clone(),
-            auth.keys().unwrap(),
-            Metrics::default(),
-            &settings,
-            &Default::default(),
-        )
-        .unwrap();
+        let router =
+            http::router(world.service.clone(), auth.keys().unwrap(), Metrics::new(), &settings, &Default::default())
+                .unwrap();
         let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
         let stopped = stop.clone();
-        let pacing = settings.pacing(Metrics::default());
+        let pacing = settings.pacing(Metrics::new());
         tokio::spawn(async move { server::serve(listener, router, &settings, &pacing, &tasks, stopped).await });
         Self { world, auth, address, client: Client::new(), stop }
     }
@@ -398,7 +393,7 @@ fn settings_that_make_no_sense_are_refused_by_name() {
     let world = World::new();
     let auth = AuthSettings { hs256_secret: Some(Secret::new("k".repeat(32))), ..AuthSettings::default() };
     let fault = |settings: HttpSettings| {
-        http::router(world.service.clone(), auth.keys().unwrap(), Metrics::default(), &settings, &Default::default())
+        http::router(world.service.clone(), auth.keys().unwrap(), Metrics::new(), &settings, &Default::default())
             .err()
             .map(|error| error.to_string())
     };
@@ -412,19 +407,15 @@ fn settings_that_make_no_sense_are_refused_by_name() {
 #[tokio::test]
 async fn operators_see_what_is_down() {
     let world = World::new();
-    let router = http::admin::router(
-        world.service.clone(),
-        Metrics::default(),
-        CancellationToken::new(),
-        &AdminSettings::default(),
-    );
+    let router =
+        http::admin::router(world.service.clone(), Metrics::new(), CancellationToken::new(), &AdminSettings::default());
     let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = axum::serve::Listener::local_addr(&listener).unwrap();
     let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
     let stopped = stop.clone();
     let served = tokio::spawn(async move {
         let settings = HttpSettings::default();
-        server::serve(listener, router, &settings, &settings.pacing(Metrics::default()), &tasks, stopped).await;
+        server::serve(listener, router, &settings, &settings.pacing(Metrics::new()), &tasks, stopped).await;
     });
     let get = async |path: &str| {
         let answer = reqwest::get(format!("http://{address}{path}")).await.unwrap();
@@ -450,14 +441,14 @@ async fn with_a_token_only_operators_see_more_than_whether_it_lives() {
     let world = World::new();
     let token = "o".repeat(32);
     let settings = AdminSettings { token: Some(Secret::new(&token)), ..AdminSettings::default() };
-    let router = http::admin::router(world.service.clone(), Metrics::default(), CancellationToken::new(), &settings);
+    let router = http::admin::router(world.service.clone(), Metrics::new(), CancellationToken::new(), &settings);
     let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = axum::serve::Listener::local_addr(&listener).unwrap();
     let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
     let stopped = stop.clone();
     tokio::spawn(async move {
         let settings = HttpSettings::default();
-        server::serve(listener, router, &settings, &settings.pacing(Metrics::default()), &tasks, stopped).await;
+        server::serve(listener, router, &settings, &settings.pacing(Metrics::new()), &tasks, stopped).await;
     });
     let client = Client::new();
     let get = async |path: &str, user: Option<&str>, token: &str| {
