@@ -25,6 +25,8 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 pub struct Metrics {
     registry: Arc<Registry>,
     requests: Family<RequestLabels, Counter>,
+    /// The same by class of status alone, 1xx first; not registered, because it is their sum.
+    by_class: [Counter; 5],
     answers: Family<AnswerLabels, Counter>,
     in_progress: Family<KindLabel, Gauge>,
     refused: Family<RefusedLabels, Counter>,
@@ -252,6 +254,7 @@ impl Metrics {
         Self {
             registry: Arc::default(),
             requests: Family::default(),
+            by_class: Default::default(),
             answers: Family::default(),
             in_progress: Family::default(),
             refused: Family::default(),
@@ -300,6 +303,7 @@ impl Metrics {
 
     /// Counts a request of a route that got this status.
     pub fn request(&self, route: &'static str, status: u16) {
+        self.by_class[usize::from(status / 100).clamp(1, 5) - 1].inc();
         let status = match status / 100 {
             1 => "1xx",
             2 => "2xx",
@@ -308,6 +312,11 @@ impl Metrics {
             _ => "5xx",
         };
         self.requests.get_or_create(&RequestLabels { route, status }).inc();
+    }
+
+    /// Requests so far by class of status, 1xx first.
+    pub fn requests_by_class(&self) -> [u64; 5] {
+        self.by_class.each_ref().map(Counter::get)
     }
 
     /// Counts an answer by where its rows come from and by the word for why.

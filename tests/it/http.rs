@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::contract;
 use crate::support::world::{World, caller, org, retention};
 
 /// A served world, with a token for whoever is to ask.
@@ -27,6 +28,7 @@ struct Door {
     address: SocketAddr,
     client: Client,
     stop: CancellationToken,
+    document: Value,
 }
 
 /// A received answer.
@@ -53,7 +55,10 @@ impl Door {
         let stopped = stop.clone();
         let pacing = settings.pacing(Metrics::new());
         tokio::spawn(async move { server::serve(listener, router, &settings, &pacing, &tasks, stopped).await });
-        Self { world, auth, address, client: Client::new(), stop }
+        let client = Client::new();
+        let document = client.get(format!("http://{address}/openapi.json")).send().await.unwrap();
+        let document = serde_json::from_slice(&document.bytes().await.unwrap()).unwrap();
+        Self { world, auth, address, client, stop, document }
     }
 
     fn token(&self, caller: &Caller) -> String {
@@ -75,7 +80,10 @@ impl Door {
         }
         let response = request.send().await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        Ok(Answer { status, headers, body: response.bytes().await?.to_vec() })
+        let body = response.bytes().await?.to_vec();
+        let kind = headers.get("content-type").and_then(|kind| kind.to_str().ok());
+        contract::hold(&self.document, "GET", path, status.as_u16(), kind, &body);
+        Ok(Answer { status, headers, body })
     }
 
     async fn get(&self, caller: &Caller, path: &str, headers: &[(&str, &str)]) -> Answer {
@@ -407,8 +415,13 @@ fn settings_that_make_no_sense_are_refused_by_name() {
 #[tokio::test]
 async fn operators_see_what_is_down() {
     let world = World::new();
-    let router =
-        http::admin::router(world.service.clone(), Metrics::new(), CancellationToken::new(), &AdminSettings::default());
+    let router = http::admin::router(
+        world.service.clone(),
+        Metrics::new(),
+        CancellationToken::new(),
+        &AdminSettings::default(),
+        &world.tasks,
+    );
     let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = axum::serve::Listener::local_addr(&listener).unwrap();
     let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
@@ -441,7 +454,8 @@ async fn with_a_token_only_operators_see_more_than_whether_it_lives() {
     let world = World::new();
     let token = "o".repeat(32);
     let settings = AdminSettings { token: Some(Secret::new(&token)), ..AdminSettings::default() };
-    let router = http::admin::router(world.service.clone(), Metrics::new(), CancellationToken::new(), &settings);
+    let router =
+        http::admin::router(world.service.clone(), Metrics::new(), CancellationToken::new(), &settings, &world.tasks);
     let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = axum::serve::Listener::local_addr(&listener).unwrap();
     let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
