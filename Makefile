@@ -5,7 +5,7 @@
 help:
 	@echo 'make test [T="arguments of cargo test"]   all tests, against a PostgreSQL and a MongoDB of their own'
 	@echo 'make load [SCALE=large] [USERS=50]         the load tests in short, with charts; figures go to loadtests/RESULTS.md'
-	@echo 'make bench [SCALE=medium]                  how it compares, side by side; figures go to benches/RESULTS.md'
+	@echo 'make bench [SCALE=medium] [ROUNDS=5]        how it compares, side by side; figures go to loadtests/RESULTS.md'
 	@echo 'make demo [STORE=mongo] [SCALE=large]      a running service over a demonstration workspace'
 	@echo 'make screenshot                            the dashboard as a browser shows it, into .dev/screenshots/'
 	@echo 'make demo-stop                             stops what the demonstration started; its data stays in .dev/'

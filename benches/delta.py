@@ -1,9 +1,9 @@
 """What an action of a delta costs against a row of a stored bootstrap: the ratio that `delta.action_cost` stands for.
 
 Changes 10,000 comments in one statement, then takes the delta from before it, and bootstraps of the stored snapshot, in turns.
-Processor time is that of the service and of PostgreSQL. Writes a section of benches/RESULTS.md.
+Processor time is that of the service and of PostgreSQL. Writes a section of loadtests/RESULTS.md.
 
-Started by benches/run.sh, which starts the service with limits that let both be asked for.
+Started by benches/others.py; its service has limits that let both be asked for.
 """
 
 import argparse

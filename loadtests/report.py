@@ -16,6 +16,8 @@ import statistics
 import sys
 from pathlib import Path
 
+import sections
+
 # The soak's memory may grow from its second quarter to its last by this factor and this many MiB.
 GROWTH = (1.2, 32)
 
@@ -134,13 +136,6 @@ def markdown_table(heads, rows):
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
 
 
-HEAD = """# Measured
-
-Written by `make load`: each run of all scripts replaces the section of its scale. k6, the service, PostgreSQL and the store
-share the machine's cores here, so these times are upper bounds of what the service alone would take.
-"""
-
-
 def section(runs, arguments, verdict):
     lines = [f"- {name}: {value}" for name, value in facts(arguments)]
     return f"""The {arguments.scale} workspace
@@ -155,14 +150,6 @@ What the service's process used meanwhile:
 
 {verdict}
 """
-
-
-def keep(path, text):
-    """Puts a section into the results, in the place of the one with the same heading."""
-    there = path.read_text().split("\n## ")[1:] if path.exists() else []
-    heading = text.splitlines()[0]
-    others = [section.strip() + "\n" for section in there if section.splitlines()[0] != heading]
-    path.write_text("\n## ".join([HEAD, *sorted([*others, text])]))
 
 
 AXIS = ["1 ms", "10 ms", "100 ms", "1 s", "10 s", "100 s"]
@@ -273,7 +260,7 @@ def main():
     text = section(runs, arguments, verdict).strip() + "\n"
     print(text)
     if arguments.results and flat and all(run.passed() for run in runs):
-        keep(arguments.results, text)
+        sections.keep(arguments.results, text)
     sys.exit(0 if flat else verdict)
 
 

@@ -3,9 +3,10 @@
 64 connections ask for 20 keys each. In one half of the rounds the keys of each request are drawn from 1,000 (comments by their
 issue), in the other all requests ask for the same 20. Those who speak HTTP get the same requests from the same client (wrk,
 load.lua), and must have given the same rows before anything is measured. Everyone has a turn in each round; figures are
-medians of the rounds, ratios medians of each round's ratio. Writes a section of benches/RESULTS.md.
+medians of the rounds, ratios medians of each round's ratio. Writes a section of loadtests/RESULTS.md, and beside it (.json)
+its rows for the table of goals.
 
-Started by benches/run.sh, which starts the servers.
+Started by benches/others.py, which starts the servers.
 """
 
 import argparse
@@ -274,7 +275,7 @@ def main():
     statement = loader_statement(database, servers[0], hot)
     contenders = [*servers, Pgbench(database, keys, given.org, statement, work)]
     for server in servers[1:]:
-        server.run(hot, 1)
+        server.run(hot, given.seconds)
 
     measured = {(bodies.name, who.name): [] for bodies in (hot, same) for who in contenders}
     for turn in range(given.rounds):
@@ -285,6 +286,17 @@ def main():
                 print(f"round {turn + 1}, {bodies.name}: {who.name}: {run['per_second']:,.0f}/s, others used {run['others_share']:.0%}", file=sys.stderr)
 
     Path(given.out).write_text(section(contenders, measured, hot, same, seen, given))
+    Path(given.out).with_suffix(".json").write_text(json.dumps(goals(measured["hot", servers[0].name], measured["hot", Pgbench.name])))
+
+
+def goals(ours, pgbench):
+    """Rows for the table of goals, as `Goal` of benches/results.py takes them."""
+    rate = [run["per_second"] / other["per_second"] for run, other in zip(ours, pgbench)]
+    what = f"batches of {KEYS} of {HOT:,} hot keys, {CONNECTIONS} connections, requests per second"
+    return [
+        {"what": what, "against": "pgbench, the loader's statement", "sense": "≥", "bound": 1, "rounds": rate},
+        {"what": "the same, SQL statements per request, membership lookups included", "against": "", "sense": "≤", "bound": 0.1, "rounds": [run["statements"] for run in ours]},
+    ]
 
 
 HEAD = (

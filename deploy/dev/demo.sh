@@ -2,7 +2,7 @@
 # `make demo`: the service over a demonstration workspace, with what it needs, all under .dev/. Run again, it finds what
 # is there, and starts the service anew with the present code and settings.
 #
-#   demo.sh         SCALE=small|medium|large (default medium), STORE=mongo for a real MongoDB as the snapshot store;
+#   demo.sh         SCALE=small|medium|large|million (default medium), STORE=mongo for a real MongoDB as the snapshot store;
 #                   HEADSTART_POSTGRES_URL and HEADSTART_STORE_URL, where given, are used instead of servers of its own
 #   demo.sh stop    stops what it started; the data stays
 set -euo pipefail

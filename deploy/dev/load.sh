@@ -151,7 +151,7 @@ for script in "${scripts[@]}"; do
 done
 results=()
 [ "${scripts[*]}" != "$all" ] || results=(--results loadtests/RESULTS.md)
-python3 loadtests/report.py "$reports" --scale "$SCALE" --command "make load SCALE=$SCALE USERS=$USERS DURATION_S=$DURATION_S STORE=$store" \
+python3 -B loadtests/report.py "$reports" --scale "$SCALE" --command "make load SCALE=$SCALE USERS=$USERS DURATION_S=$DURATION_S STORE=$store" \
     --k6 "$("$k6" version)" --postgres "$("$bin/postgres" --version)" \
     --service "$("$binary" --version)" --busy "$busy" "${results[@]}" "${scripts[@]}" || failed+=" report"
 say "charts: $reports/index.html"

@@ -5,7 +5,7 @@ import { hmac, md5 } from 'k6/crypto';
 import { b64encode } from 'k6/encoding';
 import { scale, secret, text } from './settings.js';
 
-const USERS_OF_SCALE = { small: 12, medium: 120, large: 400 };
+const USERS_OF_SCALE = { small: 12, medium: 120, large: 400, million: 400 };
 const given = text('USER_IDS', '').split(',').filter((id) => id !== '');
 
 /** The org under load. */
@@ -14,7 +14,7 @@ export const org = text('ORG', demonstrationId('organization', 0, 1));
 /** How many users it has. */
 export const userCount = given.length || USERS_OF_SCALE[scale];
 if (!userCount) {
-    throw new Error(`SCALE is small, medium or large, not ${scale}`);
+    throw new Error(`SCALE is small, medium, large or million, not ${scale}`);
 }
 
 /** A user by number, from 1. The first is in every team, the others in one to five. */

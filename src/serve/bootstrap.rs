@@ -300,12 +300,13 @@ impl Service {
             limit: most,
         };
         let mut actions = self.actions_after(&range).await?;
-        if actions.len() >= most {
-            // Up to here there are fewer: whatever happens to an object later is left out for now.
-            let Some(last) = actions.last().filter(|_| otherwise == TooMany::StopEarlier) else {
+        while actions.len() >= most {
+            if otherwise == TooMany::LookAgain {
                 return Err(Again::Moved);
-            };
-            range.to = SyncId(last.id.0 - 1);
+            }
+            // Halved, as this list does not tell up to where there are fewer: an object that stands late in it may have
+            // changed early as well, and counts there once the range ends sooner.
+            range.to = SyncId(range.after.0.midpoint(range.to.0));
             actions = self.actions_after(&range).await?;
         }
         actions.retain(|action| action.object.as_ref().is_none_or(|object| asked.wanted[object.model]));
@@ -350,7 +351,9 @@ impl Service {
                 if opened.at.is_none_or(|at| at < asked.at) {
                     self.catch_answer_up(asked, &mut answer, TooMany::StopEarlier).await?;
                 }
-                return Ok(answer);
+                if answer.facts.last_sync_id >= asked.demand.first_sync_id {
+                    return Ok(answer);
+                }
             }
             wish = Wish::AtLeast(asked.demand.first_sync_id);
         }
@@ -362,6 +365,9 @@ impl Service {
         let mut answer = self.follow(asked, live, "unstored").await?;
         if look.epoch.is_some() {
             self.catch_answer_up(asked, &mut answer, TooMany::StopEarlier).await?;
+        }
+        if answer.facts.last_sync_id < asked.demand.first_sync_id {
+            return self.live(asked, look, Reason::BehindRequest).await;
         }
         Ok(answer)
     }

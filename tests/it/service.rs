@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use futures_util::future::join_all;
 use headstart::dump::{DumpError, DumpSettings};
 use headstart::model::{BootstrapQuery, Epoch, Generation, Org, SchemaHash, SnapshotId, SyncGroup, SyncId};
@@ -15,6 +16,7 @@ use headstart::snapshot::PackId;
 use headstart::store::{Facts, Head, Lease, MemoryStore, Slot, SnapshotStore, StoreError};
 use tokio::time::{advance, sleep, timeout};
 
+use crate::support::dice::Dice;
 use crate::support::world::{World, caller, org, receive, retention, schema};
 
 fn full() -> BootstrapQuery {
@@ -216,6 +218,47 @@ async fn no_cache_never_joins_a_read_that_began_before() {
     }
     settled(&world).await;
     assert_eq!(world.source.scans(), 2, "those who want a new one share it");
+}
+
+/// More objects change after a dump began than an answer may tell of, some of them again and again: wherever the answer
+/// stops, it tells of every object that changed up to there.
+#[tokio::test]
+async fn an_answer_that_stops_earlier_leaves_nothing_out() {
+    let mut dice = Dice::seeded();
+    println!("HEADSTART_TEST_SEED={}", dice.seed());
+    for _ in 0..40 {
+        let world = World::new();
+        let acme = org("acme");
+        let caller = caller(&acme, &["team:1"]);
+        let objects = 1 + dice.below(60);
+        world.issues(&acme, "1", 0, objects);
+        world.source.allow(Some(0));
+        let first = world.service.bootstrap(&caller, &full()).await.unwrap();
+        let began = first.facts.last_sync_id;
+        let changed: Vec<usize> = (0..dice.below(120)).map(|_| dice.below(objects)).collect();
+        changed.iter().for_each(|issue| world.issues(&acme, "1", *issue, 1));
+        let last = began.0 + changed.len() as u64;
+        let wish = (dice.below(2) == 0).then(|| SyncId(began.0 + dice.below(changed.len() + 1) as u64));
+        let query = BootstrapQuery { first_sync_id: wish, ..BootstrapQuery::default() };
+        let release = async {
+            // A dump that is true at what was asked for may have to be made behind the first.
+            sleep(Duration::from_millis(5)).await;
+            world.source.allow(None);
+        };
+        let (answer, ()) = tokio::join!(world.service.bootstrap(&caller, &query), release);
+        let answer = answer.unwrap();
+        let (from, to) = (answer.facts.snapshot.as_ref().unwrap().sync_id, answer.facts.last_sync_id);
+        assert!(to >= wish.unwrap_or_default() && to.0 <= last, "{wish:?}: {to}");
+        let lines: Vec<Bytes> = answer.actions.unwrap().lines().try_collect().await.unwrap();
+        let told = lines.concat();
+        let told = told.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| {
+            let action: serde_json::Value = serde_json::from_slice(line).unwrap();
+            action["modelId"].as_str().unwrap().parse().unwrap()
+        });
+        let told: BTreeSet<usize> = told.collect();
+        let ids = (began.0 + 1..).zip(&changed).filter(|(id, _)| from.0 < *id && *id <= to.0);
+        assert_eq!(told, ids.map(|(_, issue)| *issue).collect(), "from {from} to {to} of {changed:?}");
+    }
 }
 
 #[tokio::test]

@@ -9,8 +9,10 @@ pub enum Scale {
     Small,
     /// About 20,000 rows.
     Medium,
-    /// About 360,000 rows; the first organization is about 170 MB as NDJSON.
+    /// About 440,000 rows, 240 MB as NDJSON, in the first organization; made in a minute or two.
     Large,
+    /// About a million rows, 550 MB as NDJSON, in the first organization; made in some minutes.
+    Million,
 }
 
 impl fmt::Display for Scale {
@@ -19,6 +21,7 @@ impl fmt::Display for Scale {
             Self::Small => "small",
             Self::Medium => "medium",
             Self::Large => "large",
+            Self::Million => "million",
         })
     }
 }
@@ -44,7 +47,8 @@ impl Scale {
         let (big, others) = match self {
             Self::Small => (Plan { teams: 4, users: 12, projects: 6, issues: 50 }, 1),
             Self::Medium => (Plan { teams: 60, users: 120, projects: 90, issues: 2_450 }, 4),
-            Self::Large => (Plan { teams: 60, users: 400, projects: 500, issues: 55_000 }, 5),
+            Self::Large => (Plan { teams: 60, users: 400, projects: 500, issues: 75_000 }, 5),
+            Self::Million => (Plan { teams: 60, users: 400, projects: 500, issues: 172_000 }, 5),
         };
         let other = || Plan { teams: 3, users: 8, projects: 4, issues: (big.issues / 40).clamp(12, 120) };
         let others: Vec<Plan> = (0..others).map(|_| other()).collect();
