@@ -4,6 +4,9 @@
 //! org. It is made only when somebody asks, shared by all who ask meanwhile, and a service that needs long for it rests ten
 //! times as long before the next one: so watching never takes more than a tenth of a connection.
 
+#[cfg(test)]
+mod tests;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -144,7 +144,9 @@ async fn a_dump_is_seen_to_go_on() {
     page.until("document.querySelector('.chart .summary').textContent.includes('in the last ten minutes')");
     page.eval("document.querySelector('.chart').focus()");
     page.press("ArrowLeft", 37);
-    page.until("document.querySelector('.chart .value').textContent.includes('ago')");
+    page.until("document.querySelector('.chart .value').textContent.endsWith('now')");
+    page.press("ArrowLeft", 37);
+    page.until("document.querySelector('.chart .value').textContent.endsWith('0:02 ago')");
 
     // When the service goes the page says so, and when the database does.
     operators.world.source.switch_off(true);

@@ -32,6 +32,7 @@ mod nginx;
 mod operations;
 mod outage;
 mod pool;
+mod probes;
 mod races;
 mod replica;
 mod scan;

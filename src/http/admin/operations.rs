@@ -204,7 +204,6 @@ pub fn routes() -> (Router<Arc<Admin>>, Bytes) {
                     Code::CatalogMismatch,
                     Code::Stopping,
                 ],
-                ..get_call
             },
             refresh,
         )
