@@ -5,7 +5,6 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use futures_util::StreamExt;
 use headstart::app;
@@ -13,6 +12,7 @@ use headstart::config::{Config, Layers};
 use headstart::metrics::Metrics;
 use headstart::model::Org;
 use headstart::task::Tasks;
+use tokio::time::Instant;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {

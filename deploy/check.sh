@@ -56,8 +56,39 @@ kubernetes() {
     PYTHONPATH=$tools python3 -m kubernetes_validate --strict --quiet deploy/kubernetes/secret.example.yaml
 }
 
+# Debian's promtool, taken out of its package: installed, the package would start a Prometheus.
+find_promtool() {
+    ! has promtool || {
+        echo promtool
+        return
+    }
+    [ -x "$tools/bin/promtool" ] || {
+        has apt-get && has dpkg-deb || return 0
+        say "taking promtool out of Debian's package prometheus"
+        (cd "$work" && apt-get download -qq prometheus >/dev/null 2>&1) ||
+            { as_root apt-get update -qq >/dev/null && (cd "$work" && apt-get download -qq prometheus >/dev/null 2>&1); }
+        dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar --extract --directory="$work" ./usr/bin/promtool
+        mv "$work/usr/bin/promtool" "$tools/bin/promtool"
+        rm "$work"/prometheus_*.deb
+    }
+    echo "$tools/bin/promtool"
+}
+
+prometheus() {
+    local promtool
+    promtool=$(find_promtool)
+    [ -n "$promtool" ] || {
+        say "no promtool: the alerts are not checked"
+        return 0
+    }
+    "$promtool" check rules deploy/prometheus/alerts.yml >/dev/null
+    # Its token's file is there only in the container.
+    "$promtool" check config --syntax-only deploy/prometheus/prometheus.yml >/dev/null
+    (cd deploy/prometheus && "$promtool" test rules alerts.test.yml >&2)
+}
+
 install_tools
-for part in scripts dockerfile compose kubernetes; do
+for part in scripts dockerfile compose kubernetes prometheus; do
     "$part"
     say "$part: in order"
 done

@@ -39,6 +39,7 @@ use crate::source::postgres::tls::{Target, UrlError};
 use crate::source::{Source, SourceError};
 use crate::store::{self, GuardedStore, OpenError, PackCache, SnapshotStore};
 use crate::task::{StillRunning, Tasks};
+use crate::telemetry::otlp::Exporter;
 use crate::verify::rounds::Rounds;
 
 /// How long work may take to end once it was told to. It only has to notice: nothing waits for others any more.
@@ -70,7 +71,7 @@ impl Rooms {
     /// # Errors
     /// The first setting or file that can't be used.
     pub async fn open(config: &Config) -> Result<Self, AppError> {
-        let (tasks, metrics) = (Tasks::new(), Metrics::new());
+        let (tasks, metrics) = (Tasks::new(), Metrics::new(config.metrics.clone()));
         let source = open_source(config, &tasks, &metrics)?;
         let store = open_store(config, &tasks).await?;
         let patience = config.store.patience();
@@ -115,15 +116,23 @@ async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener,
     TcpListener::bind(address).await.map_err(|cause| AppError::Listen { setting, address, cause })
 }
 
-/// Runs the service until it is told to stop, and ends it in order.
+/// Runs the service until it is told to stop, and ends it in order. Spans of this process are sent by `traces`.
 ///
 /// # Errors
 /// What keeps it from starting; work that did not end in time.
-pub async fn run(config: &Config, listeners: Listeners, stop: CancellationToken) -> Result<(), AppError> {
+pub async fn run(
+    config: &Config,
+    listeners: Listeners,
+    traces: Option<Exporter>,
+    stop: CancellationToken,
+) -> Result<(), AppError> {
     let keys = config.auth.keys()?;
     let rooms = Rooms::open(config).await?;
     let Rooms { tasks, source, store, dumps, metrics } = &rooms;
     keys.start(tasks, metrics);
+    if let Some(traces) = traces {
+        tasks.spawn("traces", traces.run(metrics.clone(), tasks.token().clone()));
+    }
     let cache = PackCache::new(store.clone(), &config.store.cache, tasks.clone(), metrics.pack_cache.clone());
     let loader = Loader::new(source.clone(), tasks.clone(), config.loader.clone(), metrics.clone());
     let settings = ServeSettings {

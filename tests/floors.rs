@@ -15,7 +15,7 @@ mod paths;
 
 /// The rooms of each floor, lowest first.
 const FLOORS: [&[&str]; 8] = [
-    &["model", "metrics", "task", "chain"],
+    &["model", "metrics", "task", "chain", "trace", "outbound"],
     &["snapshot", "wire"],
     &["source", "store", "auth"],
     &["dump", "verify"],
@@ -38,16 +38,16 @@ const HOMES: &[(&str, &[&str])] = &[
     ("async_stream", &["source/", "dump/", "http/"]),
     ("bytes", &[]),
     ("axum", &["http/"]),
-    ("hyper", &["http/", "auth/"]),
-    ("hyper_util", &["http/", "auth/"]),
+    ("hyper", &["http/", "auth/", "outbound", "telemetry"]),
+    ("hyper_util", &["http/", "outbound"]),
     ("socket2", &["http/"]),
-    ("http_body", &["http/", "auth/"]),
+    ("http_body", &["http/", "outbound"]),
     ("base64", &["http/"]),
     ("tokio_postgres", &["source/", "cli/seed"]),
     ("tokio_postgres_rustls", &["source/"]),
-    ("tokio_rustls", &["auth/"]),
-    ("webpki_roots", &["auth/"]),
-    ("rustls", &["source/", "auth/"]),
+    ("tokio_rustls", &["outbound"]),
+    ("webpki_roots", &["outbound"]),
+    ("rustls", &["source/", "auth/", "outbound"]),
     ("mongodb", &["store/mongo"]),
     ("bson", &["store/mongo"]),
     ("object_store", &["store/object"]),
@@ -97,8 +97,9 @@ const SPAWNING: [&str; 11] = [
 /// Who may spawn, and by what: tasks have names and an end there; the program's own start makes its runtime.
 const SPAWNERS: [(&str, &str); 2] = [("task.rs", ""), ("main.rs", "tokio::runtime")];
 
-/// Where wall-clock time comes from: the doors through which a token comes or goes, and stores without a server's clock.
-const CLOCKS: [&str; 4] = ["cli/token.rs", "http/identity.rs", "store/memory.rs", "store/object"];
+/// Where wall-clock time comes from: the doors through which a token comes or goes, stores without a server's clock, and the
+/// spans of traces, which others' spans stand beside.
+const CLOCKS: [&str; 5] = ["cli/token.rs", "http/identity.rs", "store/memory.rs", "store/object", "telemetry/spans.rs"];
 
 const LONGEST_FILE: usize = 500;
 

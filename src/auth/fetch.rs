@@ -4,80 +4,36 @@
 //! an authority vouches for; plain http only from this machine. Redirects are not followed: they would let the URL's
 //! host hand that decision on. What is read is bounded, and so is the time.
 
-use std::future::poll_fn;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body::Body as _;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
-use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use hyper::header::{ACCEPT, HeaderValue};
+use hyper::{Request, StatusCode};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
 use crate::auth::jwk::{self, SetError};
 use crate::auth::key::Key;
+pub use crate::outbound::UrlFault;
+use crate::outbound::{Endpoint, ExchangeError};
 
 /// The most that is read of an answer, in bytes. Sets have a few KiB, with certificate chains some more.
 const MAX_BYTES: usize = 256 << 10;
 
 /// Where a key set is published.
-pub(super) struct Endpoint {
-    uri: Uri,
-    /// Without the brackets that a URL puts around an IPv6 address.
-    host: String,
-    port: u16,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+pub(super) struct KeySetUrl {
+    endpoint: Endpoint,
     limit: Duration,
-}
-
-/// What is wrong with a URL, or with the authorities it is to be trusted by. Never shows the URL's query.
-#[derive(Debug, thiserror::Error)]
-pub enum UrlFault {
-    /// Not a URL that can be asked.
-    #[error("it is no URL of the form https://host/path")]
-    Form,
-    /// Anyone on the way could answer.
-    #[error("plain http is taken from this machine only: whoever answers decides who is let in. Use https")]
-    Plain,
-    /// The file of authorities can't be used.
-    #[error("the certificates in {} can't be used", path.display())]
-    Authorities {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        cause: Box<dyn std::error::Error + Send + Sync>,
-    },
 }
 
 /// Why there is no key set.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// No connection, or none that can be trusted.
-    #[error("its host can't be reached")]
-    Connect(#[source] io::Error),
-    /// No answer in HTTP.
-    #[error("its host gave no whole answer")]
-    Http(#[from] hyper::Error),
+    /// No answer.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
     /// Another status than 200.
     #[error("its host answered {0}, which is not 200")]
     Status(StatusCode),
-    /// More than a key set takes.
-    #[error("the answer is longer than {MAX_BYTES} bytes")]
-    TooLong,
     /// Something else.
     #[error("the answer is of no use")]
     Set(#[from] SetError),
@@ -86,28 +42,15 @@ pub enum FetchError {
     Late(Duration),
 }
 
-impl Endpoint {
-    /// The endpoint at this URL. `authorities` is a PEM file of those whose certificates are trusted; without one those
+impl KeySetUrl {
+    /// The key set at this URL. `authorities` is a PEM file of those whose certificates are trusted; without one those
     /// are that browsers trust, as this program was built. `limit` is how long an answer may take.
     ///
     /// # Errors
     /// When it can't be asked, or not be trusted. Nothing is connected to yet.
     pub(super) fn new(url: &str, authorities: Option<&Path>, limit: Duration) -> Result<Self, UrlFault> {
-        let uri: Uri = url.parse().map_err(|_| UrlFault::Form)?;
-        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or(UrlFault::Form)?;
-        let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let port = authority.port_u16();
-        let tls = match uri.scheme_str() {
-            Some("https") => {
-                let name = ServerName::try_from(host.clone()).map_err(|_| UrlFault::Form)?;
-                Some((connector(authorities)?, name))
-            }
-            Some("http") if is_loopback(&host) => None,
-            Some("http") => return Err(UrlFault::Plain),
-            _ => return Err(UrlFault::Form),
-        };
-        let port = port.unwrap_or(if tls.is_some() { 443 } else { 80 });
-        Ok(Self { host, port, tls, uri, limit })
+        let endpoint = Endpoint::new(url, authorities)?;
+        if endpoint.is_private() { Ok(Self { endpoint, limit }) } else { Err(UrlFault::Plain) }
     }
 
     /// The keys that are published now, and how many others the set holds. Dropping the future ends the connection.
@@ -120,90 +63,21 @@ impl Endpoint {
     }
 
     async fn document(&self) -> Result<Vec<u8>, FetchError> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(FetchError::Connect)?;
-        match &self.tls {
-            Some((connector, name)) => {
-                self.get(connector.connect(name.clone(), stream).await.map_err(FetchError::Connect)?).await
-            }
-            None => self.get(stream).await,
+        let mut request = Request::new(String::new());
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/jwk-set+json, application/json"));
+        match self.endpoint.exchange(request, MAX_BYTES).await? {
+            (StatusCode::OK, document) => Ok(document),
+            (other, _) => Err(FetchError::Status(other)),
         }
     }
-
-    async fn get(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<Vec<u8>, FetchError> {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
-        let request = Request::get(path)
-            .header(HOST, self.uri.authority().map_or("", |authority| authority.as_str()))
-            .header(ACCEPT, "application/jwk-set+json, application/json")
-            .header(USER_AGENT, concat!("headstart/", env!("CARGO_PKG_VERSION")))
-            .header(CONNECTION, "close")
-            .body(String::new())
-            .expect("all of it was part of a URL, or is written here");
-        let answer = async {
-            let response = sender.send_request(request).await?;
-            if response.status() != StatusCode::OK {
-                return Err(FetchError::Status(response.status()));
-            }
-            read(response.into_body()).await
-        };
-        // The answer moves only while its connection is polled. How that ends is seen by the answer too.
-        let driven = async {
-            let _ = connection.await;
-            std::future::pending().await
-        };
-        tokio::select! {
-            answer = answer => answer,
-            never = driven => never,
-        }
-    }
-}
-
-async fn read(mut body: Incoming) -> Result<Vec<u8>, FetchError> {
-    let mut read = Vec::new();
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        let data: Bytes = frame?.into_data().unwrap_or_default();
-        if read.len() + data.len() > MAX_BYTES {
-            return Err(FetchError::TooLong);
-        }
-        read.extend_from_slice(&data);
-    }
-    Ok(read)
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
-}
-
-fn connector(authorities: Option<&Path>) -> Result<TlsConnector, UrlFault> {
-    let mut roots = RootCertStore::empty();
-    match authorities {
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(path) => {
-            let fault = |cause| UrlFault::Authorities { path: path.into(), cause };
-            let listed = CertificateDer::pem_file_iter(path).map_err(|error| fault(error.into()))?;
-            for certificate in listed {
-                roots.add(certificate.map_err(|error| fault(error.into()))?).map_err(|error| fault(error.into()))?;
-            }
-            if roots.is_empty() {
-                return Err(fault("it holds none".into()));
-            }
-        }
-    }
-    // Named, because another crate's choice of a process-wide provider must not decide this.
-    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the provider supports TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn endpoint(url: &str, authorities: Option<&Path>) -> Result<Endpoint, UrlFault> {
-        Endpoint::new(url, authorities, Duration::from_secs(1))
+    fn endpoint(url: &str, authorities: Option<&Path>) -> Result<KeySetUrl, UrlFault> {
+        KeySetUrl::new(url, authorities, Duration::from_secs(1))
     }
 
     #[test]

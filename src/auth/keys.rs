@@ -11,7 +11,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use crate::auth::fetch::{Endpoint, FetchError, UrlFault};
+use crate::auth::fetch::{FetchError, KeySetUrl, UrlFault};
 use crate::auth::key::Key;
 use crate::auth::pem::{self, PemError};
 use crate::auth::published::{Published, Rhythm};
@@ -247,7 +247,7 @@ impl AuthSettings {
 
     fn published(&self, url: &str) -> Result<Published, KeyError> {
         let rhythm = self.rhythm()?;
-        let endpoint = Arc::new(Endpoint::new(url, self.jwks_ca_path.as_deref(), rhythm.timeout)?);
+        let endpoint = Arc::new(KeySetUrl::new(url, self.jwks_ca_path.as_deref(), rhythm.timeout)?);
         let fetch = move || {
             let endpoint = endpoint.clone();
             async move { endpoint.key_set().await }.boxed()

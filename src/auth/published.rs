@@ -205,7 +205,7 @@ mod tests {
                 async move {
                     issuer.0.lock().unwrap().asked += 1;
                     sleep(Duration::from_secs(1)).await;
-                    let kids = issuer.0.lock().unwrap().kids.clone().ok_or(FetchError::TooLong)?;
+                    let kids = issuer.0.lock().unwrap().kids.clone().ok_or(FetchError::Late(Duration::ZERO))?;
                     let key = |kid: &str| Key::ed25519(&[7; 32]).unwrap().named(Some(kid.to_owned()));
                     Ok((kids.into_iter().map(key).collect(), 0))
                 }
@@ -217,7 +217,7 @@ mod tests {
     fn followed(issuer: &Issuer) -> Arc<Published> {
         let published = Arc::new(Published::new(RHYTHM, issuer.fetch()));
         let task = published.clone();
-        tokio::spawn(async move { task.keep_fresh(&Metrics::new()).await });
+        tokio::spawn(async move { task.keep_fresh(&Metrics::default()).await });
         published
     }
 

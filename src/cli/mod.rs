@@ -121,8 +121,9 @@ impl Cli {
         match self.command {
             Command::Config(args) => config::run(&args, &layers),
             Command::Serve => {
-                telemetry::init(&Config::new(&layers)?.log)?;
-                serve::run(&layers, stop).await
+                let config = Config::new(&layers)?;
+                let traces = telemetry::init(&config.log, Some(&config.otlp))?;
+                serve::run(&layers, traces, stop).await
             }
             Command::Job(job) => {
                 let config = Config::new(&layers)?;
@@ -182,5 +183,6 @@ fn log_quietly(layers: &Layers, config: &Config) -> Result<(), CliError> {
     if !filter.is_some_and(|entry| matches!(entry.origin, Origin::Environment(_))) {
         log.filter = QUIET.to_owned();
     }
-    Ok(telemetry::init(&log)?)
+    telemetry::init(&log, None)?;
+    Ok(())
 }

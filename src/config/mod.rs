@@ -29,6 +29,7 @@ use crate::dump::trim::TrimSettings;
 use crate::http::HttpSettings;
 use crate::http::admin::AdminSettings;
 use crate::http::admission::AdmissionSettings;
+use crate::metrics::MetricsSettings;
 use crate::serve::batch::LoaderSettings;
 use crate::serve::batch::answer::BatchSettings;
 use crate::serve::bootstrap::BootstrapSettings;
@@ -39,6 +40,7 @@ use crate::source::postgres::scan::ScanSettings;
 use crate::source::postgres::watermark::WatermarkSettings;
 use crate::store::StoreSettings;
 use crate::telemetry::LogSettings;
+use crate::telemetry::otlp::OtlpSettings;
 use crate::verify::rounds::VerifySettings;
 
 /// Every setting of the service, by section.
@@ -81,8 +83,12 @@ pub struct Config {
     pub admin: AdminSettings,
     /// Who is let in.
     pub auth: AuthSettings,
+    /// What metrics tell.
+    pub metrics: MetricsSettings,
     /// The log.
     pub log: LogSettings,
+    /// Where traces go.
+    pub otlp: OtlpSettings,
 }
 
 /// `[catalog]`

@@ -87,9 +87,12 @@ impl Builder {
             })
             .buffer_unordered(self.settings.compressors());
         let mut written = pin!(written);
+        let (began, mut bytes) = (Instant::now(), 0);
         while let Some(frame) = written.try_next().await? {
+            bytes += u64::from(frame.raw_len);
             live.announce(frame);
         }
+        self.metrics.scanned(live.rows(), bytes, began.elapsed());
         Ok(())
     }
 

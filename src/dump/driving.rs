@@ -32,6 +32,7 @@ impl Driving {
     pub fn got_place(&mut self) {
         self.waiting = false;
         self.dumps.shared.lock().waiting -= 1;
+        self.dumps.shared.metrics.waiting_dumps.dec();
     }
 
     /// It is made: counted until its end.
@@ -78,6 +79,7 @@ impl Drop for Driving {
         {
             let mut slots = self.dumps.shared.lock();
             slots.waiting -= usize::from(self.waiting);
+            self.dumps.shared.metrics.waiting_dumps.dec_by(i64::from(self.waiting));
             self.dumps.leave(&mut slots, &self.live);
             if complete && let Some(queue) = slots.queues.get_mut(&slot) {
                 // A published snapshot makes an older unstored one useless.

@@ -20,6 +20,14 @@ pub enum Part {
     End(Vec<u64>),
 }
 
+impl Part {
+    /// How many bytes of lines it holds.
+    pub fn raw_len(&self) -> u64 {
+        let Self::Frames(Frames::Spooled(spooled)) = self else { return 0 };
+        spooled.frames.iter().map(|frame| u64::from(frame.raw_len)).sum()
+    }
+}
+
 /// Whole frames, one after the other. They are read when they are needed, and as often, so that whoever reads them slowly
 /// need not keep them in memory.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 
 use crate::chain::Chain;
 use crate::dump::DumpError;
@@ -26,6 +27,7 @@ use crate::model::{SnapshotId, SyncId};
 use crate::source::Source;
 use crate::store::{Head, Lease, Slot, SnapshotStore, StoreError};
 use crate::task::Tasks;
+use crate::trace::{TraceId, root_span, span};
 
 /// How long giving a lease back may take: well within the time in which the service has to end.
 const RELEASE_WITHIN: Duration = Duration::from_secs(3);
@@ -185,6 +187,7 @@ impl Dumps {
             self.drive(live.clone());
         }
         slots.waiting += 1;
+        shared.metrics.waiting_dumps.inc();
         Ok(Joined::Live(live))
     }
 
@@ -206,7 +209,10 @@ impl Dumps {
 
     fn drive(&self, live: Arc<LiveDump>) {
         let dumps = self.clone();
-        self.shared.tasks.spawn("dump", async move {
+        // Many requests may wait for it: it is a trace of its own, and they name its snapshot.
+        let (trace, slot) = (TraceId::random(), live.slot());
+        let span = root_span!("dump", trace_id = trace.0, org = slot.org.as_str(), snapshot = %live.id());
+        let driven = async move {
             let mut driving = Driving {
                 dumps: dumps.clone(),
                 live: live.clone(),
@@ -217,7 +223,8 @@ impl Dumps {
                 superseded: false,
             };
             dumps.run(&mut driving).await;
-        });
+        };
+        self.shared.tasks.spawn("dump", driven.instrument(span));
     }
 
     /// Takes a dump from its place in the queue to its end, or to the end of the service.
@@ -353,7 +360,7 @@ impl Dumps {
             };
             shared.builder.store(&live, over, declared).await
         };
-        let ((), stored) = tokio::join!(scan, store);
+        let ((), stored) = tokio::join!(scan.instrument(span!("scan")), store.instrument(span!("store")));
         match stored {
             Ok(facts) => {
                 driving.stored = true;

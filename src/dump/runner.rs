@@ -16,7 +16,7 @@ use crate::chain::Chain;
 use crate::dump::live::Settled;
 use crate::dump::policy::{Candidate, Limits, Reason, Verdict, judge};
 use crate::dump::queue::{Dumps, Joined, Wish};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, level};
 use crate::model::{Epoch, Org, SchemaHash, SyncId};
 use crate::source::{Source, SourceError};
 use crate::store::{Head, Slot, SnapshotStore, StoreError};
@@ -88,7 +88,9 @@ impl Runner {
             let due = |last: Option<Instant>, seconds| last.is_none_or(|at| at.elapsed() >= every(seconds));
             let look = due(looked, settings.orgs_interval_s);
             let sweep = due(swept, settings.sweep_interval_s);
-            match self.round(look, sweep).await {
+            let round = self.round(look, sweep).await;
+            self.metrics.round("snapshots", round.is_ok());
+            match round {
                 Ok(()) => {
                     looked = if look { Some(Instant::now()) } else { looked };
                     swept = if sweep { Some(Instant::now()) } else { swept };
@@ -164,6 +166,12 @@ impl Runner {
             })
             .collect();
         let pending = self.source.pending(&since, self.limits.count_cap()).await?;
+        let told = heads.iter().zip(&kept).zip(&pending).map(|(((slot, _), kept), pending)| {
+            // Without later actions a snapshot is the present state, however old it is.
+            let age = kept.as_ref().filter(|_| *pending > 0).map(|(_, _, age)| *age);
+            (slot.org.as_str(), age, *pending)
+        });
+        self.metrics.orgs(told);
         // Where nothing happened anywhere there is nothing to trim either.
         let newest = since.iter().map(|(_, sync_id)| *sync_id).max().unwrap_or_default();
         let holds_log = |candidate: &Candidate<'_>| {
@@ -186,6 +194,7 @@ impl Runner {
                 }
             })
             .collect();
+        self.metrics.due_orgs.set(level(due.len()));
         due.sort_by(|a, b| b.pending.cmp(&a.pending).then_with(|| a.slot.cmp(&b.slot)));
         Ok(due)
     }

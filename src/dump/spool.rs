@@ -24,6 +24,7 @@ pub struct SpoolBudget {
 impl SpoolBudget {
     /// Nothing is used yet.
     pub fn new(limit: u64, metrics: Metrics) -> Self {
+        metrics.spool_limit_bytes.set(signed(limit));
         Self { limit, used: AtomicU64::new(0), metrics }
     }
 
@@ -119,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_budget_is_shared_and_comes_back() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         let budget = Arc::new(SpoolBudget::new(10, metrics.clone()));
         let folder = tempfile::tempdir().unwrap();
         let one = Spool::create(folder.path(), budget.clone()).unwrap();

@@ -77,17 +77,28 @@ impl Trimmer {
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             rounds.tick().await;
-            if let Err(error) = self.round().await {
+            let round = self.round().await;
+            self.metrics.round("trim", round.is_ok());
+            if let Err(error) = round {
                 tracing::warn!(error = %Chain(&error), "the change log could not be trimmed");
             }
         }
     }
 
-    /// Removes all that may go, a batch a statement. Gives how many actions there were.
+    /// Removes all that may go, a batch a statement, and looks how long the log is then. Gives how many actions went.
     ///
     /// # Errors
     /// When the database or the store did not answer, or the role may not trim; what went is gone all the same.
     pub async fn round(&self) -> Result<u64, RoundError> {
+        let trimmed = self.trim().await;
+        // Also when it could not be trimmed: it grows then.
+        let size = self.source.log_size().await?;
+        self.metrics.log_actions.set(signed(size.actions));
+        self.metrics.log_bytes.set(signed(size.bytes));
+        trimmed
+    }
+
+    async fn trim(&self) -> Result<u64, RoundError> {
         if self.settings.keep_s == 0 {
             return Ok(self.source.trim(SyncId::ZERO, Duration::ZERO, 0).await?);
         }
@@ -112,4 +123,9 @@ impl Trimmer {
         }
         Ok(all)
     }
+}
+
+/// As gauges count.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -31,7 +31,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{Held, Metrics};
+use crate::metrics::{Gauge, Held, Metrics, level};
 
 /// How many bytes a connection is given at once.
 pub const PIECE: usize = 64 << 10;
@@ -98,6 +98,7 @@ impl Pacing {
     pub fn connection(&self) -> Arc<Pace> {
         Arc::new(Pace {
             number: self.shared.next.fetch_add(1, Ordering::Relaxed),
+            _open: self.shared.metrics.connections.hold(),
             pacing: self.clone(),
             state: Mutex::default(),
             blocked: Notify::new(),
@@ -141,6 +142,7 @@ impl Pacing {
 /// The pace of one connection.
 pub struct Pace {
     number: u64,
+    _open: Held,
     pacing: Pacing,
     state: Mutex<State>,
     /// The socket did not take all of a piece.
@@ -160,8 +162,8 @@ pub struct Pace {
 struct State {
     /// Since when the socket has not taken all it was given.
     since: Option<Instant>,
-    /// Whether a piece was handed over that the socket has not taken whole.
-    handed: bool,
+    /// Bytes of the piece that was handed over and that the socket has not taken whole; 0: there is none.
+    handed: usize,
     /// The body that waits to hand over the next one.
     body: Option<Waker>,
 }
@@ -232,7 +234,7 @@ impl Pace {
         if state.since.take().is_some() {
             self.accepted.notify_one();
         }
-        state.handed = false;
+        self.in_flight().dec_by(level(std::mem::take(&mut state.handed)));
         if let Some(body) = state.body.take() {
             body.wake();
         }
@@ -241,15 +243,26 @@ impl Pace {
     /// Ready when the last piece is with the socket.
     fn poll_taken(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.state();
-        if !state.handed {
+        if state.handed == 0 {
             return Poll::Ready(());
         }
         state.body = Some(cx.waker().clone());
         Poll::Pending
     }
 
-    fn hand_over(&self) {
-        self.state().handed = true;
+    fn hand_over(&self, len: usize) {
+        self.state().handed += len;
+        self.in_flight().inc_by(level(len));
+    }
+
+    fn in_flight(&self) -> &Gauge {
+        &self.pacing.shared.metrics.in_flight_bytes
+    }
+}
+
+impl Drop for Pace {
+    fn drop(&mut self) {
+        self.in_flight().dec_by(level(self.state().handed));
     }
 }
 
@@ -389,7 +402,7 @@ impl HttpBody for PacedBody {
         }
         let len = PIECE.min(self.rest.len());
         let piece = if len == self.rest.len() { std::mem::take(&mut self.rest) } else { self.rest.split_to(len) };
-        self.pace.hand_over();
+        self.pace.hand_over(len);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

@@ -17,6 +17,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, timeout};
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use crate::chain::Chain;
 use crate::http::ROUTES;
@@ -26,19 +28,24 @@ use crate::http::error::HttpError;
 use crate::http::pace::{Pace, PacedBody};
 use crate::metrics::Metrics;
 use crate::model::{Caller, SnapshotId};
+use crate::trace::{TraceId, TraceParent, root_span};
 use crate::wire::trailer;
 
 /// Names a request in answers and logs.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken from a caller.
 const MAX_REQUEST_ID: usize = 64;
-/// How much of a path is logged, in characters; those that lead somewhere are shorter.
-const MAX_LOGGED_PATH: usize = 200;
+/// Carries a trace on from one service to the next.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// How a body ended that was given whole.
+const COMPLETE: &str = "complete";
 
 /// What is known of a request while it is worked on. Handlers fill in what the log line should tell.
 #[derive(Debug)]
 pub struct RequestContext {
     id: HeaderValue,
+    parent: Option<TraceParent>,
     started: Instant,
     caller: OnceLock<Caller>,
     source: OnceLock<(trailer::Method, &'static str)>,
@@ -54,6 +61,7 @@ impl RequestContext {
         let drawn = || HeaderValue::try_from(SnapshotId::random().to_string()).expect("hex can stand in a header");
         Self {
             id: sent.cloned().unwrap_or_else(drawn),
+            parent: headers.get(TRACEPARENT).and_then(|parent| TraceParent::parse(parent.to_str().ok()?)),
             started: Instant::now(),
             caller: OnceLock::new(),
             source: OnceLock::new(),
@@ -63,6 +71,29 @@ impl RequestContext {
     /// The request's id.
     pub fn id(&self) -> &str {
         self.id.to_str().unwrap_or_default()
+    }
+
+    /// The span of the request, to its last byte, and the trace it is part of, if there is one: the caller's, or one that
+    /// begins here.
+    fn span(&self, method: &Method, route: &'static str) -> (Span, Option<TraceId>) {
+        let trace = self.parent.map_or_else(TraceId::random, |parent| parent.trace);
+        let span = root_span!(
+            "request",
+            trace_id = trace.0,
+            parent_id = self.parent.map(|parent| parent.span.0),
+            sampled = self.parent.map(|parent| parent.sampled),
+            http.request.method = standard(method),
+            http.route = route,
+            request_id = self.id(),
+            http.response.status_code = Empty,
+            org = Empty,
+            method = Empty,
+            why = Empty,
+            bytes = Empty,
+            outcome = Empty,
+        );
+        let is_known = self.parent.is_some() || !span.is_disabled();
+        (span, is_known.then_some(trace))
     }
 
     /// When the head of the request had been read.
@@ -124,7 +155,8 @@ impl Rules {
 pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, next: Next) -> Response {
     let context = Arc::new(RequestContext::new(request.headers()));
     let method = request.method().clone();
-    let path: String = request.uri().path().chars().take(MAX_LOGGED_PATH).collect();
+    let route = route(request.uri().path());
+    let (span, trace) = context.span(&method, route);
     let origin = request.headers().get(ORIGIN).cloned();
     // There is none where a test calls the router without a connection.
     let pace = request.extensions().get::<Arc<Pace>>().cloned();
@@ -135,7 +167,8 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
         (None, Err(error)) => error.into_response(),
         (None, Ok(())) => {
             request.extensions_mut().insert(context.clone());
-            let handled = timeout(rules.begin_deadline, AssertUnwindSafe(next.run(request)).catch_unwind()).await;
+            let handled = timeout(rules.begin_deadline, AssertUnwindSafe(next.run(request)).catch_unwind());
+            let handled = handled.instrument(span.clone()).await;
             match handled {
                 Ok(Ok(response)) => response,
                 Ok(Err(panic)) => HttpError::Panic(panic_text(&*panic)).into_response(),
@@ -153,10 +186,9 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
     if let Some(cors) = &rules.cors {
         cors.expose(origin.as_ref(), headers);
     }
-    let (status, route) = (response.status(), route(&path));
+    let status = response.status();
     rules.metrics.request(route, status.as_u16());
-    if let Some((source, why)) = context.source.get().filter(|_| !status.is_client_error() && !status.is_server_error())
-    {
+    if let Some((source, why)) = context.source.get().filter(|_| !is_error(status)) {
         rules.metrics.answer(source.as_str(), why);
     }
     if method == Method::HEAD {
@@ -164,7 +196,8 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
     }
     let pins = response.extensions_mut().remove::<PinsPacks>().is_some();
     let place = response.extensions_mut().remove::<Arc<Place>>();
-    let line = LogLine { context, method, path, status, bytes: 0, end: None, pace: pace.clone() };
+    let (bytes, first_byte, end) = (0, None, None);
+    let line = LogLine { context, span, trace, method, route, status, bytes, first_byte, end, pace: pace.clone() };
     response.map(|body| {
         let body = match pace {
             Some(pace) => {
@@ -173,8 +206,23 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
             }
             None => body,
         };
-        Body::new(Observed { body, line, route, metrics: rules.metrics.clone(), _place: place })
+        Body::new(Observed { body, line, metrics: rules.metrics.clone(), _place: place })
     })
+}
+
+/// A verb as logs and spans name it: never a caller's own word.
+fn standard(method: &Method) -> &'static str {
+    let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS, Method::PATCH];
+    let words = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"];
+    known.iter().zip(words).find(|(known, _)| *known == method).map_or("_OTHER", |(_, word)| word)
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn is_error(status: StatusCode) -> bool {
+    status.is_client_error() || status.is_server_error()
 }
 
 /// A path as metrics name it: never a caller's own word.
@@ -200,7 +248,6 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 struct Observed {
     body: Body,
     line: LogLine,
-    route: &'static str,
     metrics: Metrics,
     _place: Option<Arc<Place>>,
 }
@@ -208,7 +255,9 @@ struct Observed {
 impl Observed {
     fn count(&mut self, len: u64) {
         if self.line.bytes == 0 && len > 0 {
-            self.metrics.first_byte(self.route, self.line.context.started.elapsed());
+            let elapsed = self.line.context.started.elapsed();
+            self.line.first_byte = Some(elapsed);
+            self.metrics.first_byte(self.line.route, elapsed);
         }
         self.line.bytes += len;
         self.metrics.sent_bytes.inc_by(len);
@@ -220,7 +269,9 @@ impl HttpBody for Observed {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let item = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let observed = &mut *self;
+        let item = observed.line.span.in_scope(|| Pin::new(&mut observed.body).poll_frame(cx));
+        let item = ready!(item);
         match &item {
             None => self.line.end = Some(Ok(())),
             Some(Ok(frame)) => self.count(frame.data_ref().map_or(0, |data| data.len() as u64)),
@@ -244,48 +295,65 @@ impl Drop for Observed {
         if self.line.end.is_none() && self.body.is_end_stream() {
             self.line.end = Some(Ok(()));
         }
-        self.line.write();
+        let outcome = self.line.write();
+        self.metrics.ended(self.line.route, outcome);
+        if outcome == COMPLETE && !is_error(self.line.status) {
+            self.metrics.last_byte(self.line.route, self.line.context.started.elapsed());
+        }
     }
 }
 
-/// The one line a request leaves. The query stays out of it: it names groups.
+/// The one line a request leaves, and what its span is told at its end. Of what was sent, only what was verified stands in
+/// it, and what has few forms: a query names groups, and a path that leads nowhere may hold anything.
 struct LogLine {
     context: Arc<RequestContext>,
+    span: Span,
+    trace: Option<TraceId>,
     method: Method,
-    path: String,
+    route: &'static str,
     status: StatusCode,
     bytes: u64,
+    first_byte: Option<Duration>,
     /// How the body ended; `None` when its connection went away first.
     end: Option<Result<(), String>>,
     pace: Option<Arc<Pace>>,
 }
 
 impl LogLine {
-    fn write(&self) {
+    /// Gives the word for how it ended.
+    fn write(&self) -> &'static str {
         let (caller, source) = (self.context.caller.get(), self.context.source.get());
         let cut = self.pace.as_ref().and_then(|pace| pace.verdict()).map(|cut| cut.to_string());
         let (outcome, error) = match &self.end {
-            Some(Ok(())) => ("complete", None),
+            Some(Ok(())) => (COMPLETE, None),
             Some(Err(error)) => ("broken", Some(error.as_str())),
             None => match &cut {
                 Some(cut) => ("cut", Some(cut.as_str())),
                 None => ("abandoned", None),
             },
         };
+        let (org, status) = (caller.map(|caller| caller.org.as_str()), self.status.as_u16());
+        let (method, why) = source.map(|(method, why)| (method.as_str(), *why)).unzip();
         tracing::info!(
             request_id = self.context.id(),
-            method = %self.method,
-            path = %self.path,
-            status = self.status.as_u16(),
-            org = caller.map(|caller| caller.org.as_str()),
+            trace_id = self.trace.map(tracing::field::display),
+            verb = standard(&self.method),
+            route = self.route,
+            status,
+            org,
             user = caller.map(|caller| caller.user.as_str()),
-            source = source.map(|(source, _)| source.as_str()),
-            why = source.map(|(_, why)| *why),
+            method,
+            why,
             bytes = self.bytes,
             outcome,
             error,
-            duration_ms = u64::try_from(self.context.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            first_byte_ms = self.first_byte.map(milliseconds),
+            duration_ms = milliseconds(self.context.started.elapsed()),
             "request"
         );
+        let span = &self.span;
+        span.record("http.response.status_code", status).record("bytes", self.bytes).record("outcome", outcome);
+        span.record("org", org).record("method", method).record("why", why);
+        outcome
     }
 }

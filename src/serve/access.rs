@@ -1,9 +1,12 @@
 //! From verified claims to a caller: which org, and which groups.
 
+use tracing::Instrument;
+
 use crate::auth::Claims;
 use crate::dump::DumpError;
 use crate::model::{Caller, Grants, SyncGroup, User};
 use crate::serve::{ServeError, Service};
+use crate::trace::span;
 
 impl Service {
     /// Whether a bootstrap of these claims has any prospect now. Asks neither the database nor the store once the schema is
@@ -32,7 +35,7 @@ impl Service {
         let groups = match &claims.groups {
             Some(groups) => groups.clone(),
             None => {
-                let mut groups = self.loader().memberships(&org, &user).await?;
+                let mut groups = self.loader().memberships(&org, &user).instrument(span!("memberships")).await?;
                 groups.push(SyncGroup::of(SyncGroup::ORG, org.as_str()));
                 groups.push(SyncGroup::of(SyncGroup::USER, user.as_str()));
                 groups

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
+use tracing::Instrument;
 
 use crate::chain::Chain;
 use crate::dump::policy::{Demand, Reason, Verdict, judge_for};
@@ -20,6 +21,7 @@ use crate::serve::stored::StoredSnapshot;
 use crate::serve::{Answer, Content, Facts, ServeError, Service, SnapshotRef};
 use crate::source::{Action, ActionRange, SourceError};
 use crate::store::{PinnedManifest, Slot, StoreError};
+use crate::trace::span;
 use crate::wire::trailer::Method;
 
 /// How often a request that found the ground shifting under it looks again.
@@ -267,7 +269,8 @@ impl Service {
         let snapshot = SnapshotRef { id: manifest.id, sync_id: manifest.sync_id };
         let facts = asked.facts(Method::Snapshot, why, snapshot, manifest.epoch.clone());
         let (cache, dumps, slot) = (self.cache().clone(), self.dumps().clone(), asked.slot.clone());
-        (facts, StoredSnapshot::new(cache, dumps, slot, manifest, &asked.grants, &asked.wanted))
+        let read = self.metrics().raw_bytes.clone();
+        (facts, StoredSnapshot::new(cache, dumps, slot, manifest, &asked.grants, &asked.wanted, read))
     }
 
     fn snapshot_answer(&self, asked: &Asked, facts: Facts, stored: StoredSnapshot) -> Answer {
@@ -344,7 +347,8 @@ impl Service {
             let Joined::Live(live) = joined else {
                 return Err(Again::Moved);
             };
-            let opened = live.wait_opened().await?;
+            let waiting = span!("wait for dump", snapshot = %live.id());
+            let opened = live.wait_opened().instrument(waiting).await?;
             if asked.demand.catches_up || opened.watermark.sync_id >= asked.demand.first_sync_id {
                 let mut answer = self.follow(asked, live, reason.word()).await?;
                 // A dump that began after the request is as new as the request needs.
@@ -376,8 +380,12 @@ impl Service {
         let opened = live.wait_opened().await?;
         let snapshot = SnapshotRef { id: live.id(), sync_id: opened.watermark.sync_id };
         let facts = asked.facts(Method::Postgres, why, snapshot, opened.watermark.epoch);
-        let parts = live.follow(asked.grants.clone(), asked.wanted.clone()).map_err(ServeError::from).boxed();
-        Ok(Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Live(parts) })
+        let read = self.metrics().raw_bytes.clone();
+        let parts = live.follow(asked.grants.clone(), asked.wanted.clone()).map_err(ServeError::from);
+        let parts = parts.inspect_ok(move |part| {
+            read.inc_by(part.raw_len());
+        });
+        Ok(Answer { actions: self.no_actions(asked, &facts), facts, content: Content::Live(parts.boxed()) })
     }
 
     /// The watermark, once it is at `needed`, so that nothing is read in vain for an id that is not there yet.

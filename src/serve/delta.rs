@@ -83,8 +83,9 @@ pub struct CatchUp {
     /// The whole list that a change of memberships tells.
     groups: Vec<SyncGroup>,
     actions: Vec<Action>,
-    /// Counts what was told.
+    /// Counts what was told, and its lines.
     told: Counter,
+    raw: Counter,
 }
 
 impl CatchUp {
@@ -130,6 +131,7 @@ impl CatchUp {
             action::object(&mut lines, *id, letter, &models[object.model].name, &object.id, row);
         }
         self.told.inc_by(actions.len() as u64);
+        self.raw.inc_by(lines.len() as u64);
         Ok(lines.into())
     }
 
@@ -247,6 +249,7 @@ impl Service {
             grants: caller.grants.clone(),
             groups: facts.groups.clone(),
             actions,
+            raw: self.metrics().raw_bytes.clone(),
             told: self.metrics().told_actions(if facts.snapshot.is_some() { "bootstrap" } else { "delta" }),
         }
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 
 use crate::chain::Chain;
 use crate::dump::policy::{Candidate, Limits};
@@ -19,6 +20,7 @@ use crate::dump::{Dumps, LiveDump};
 use crate::model::{Epoch, SnapshotId, SyncId, Watermark};
 use crate::source::{Source, SourceError};
 use crate::store::{Head, Published, Slot, SnapshotStore};
+use crate::trace::span;
 
 /// More slots than this are not remembered past their use.
 const REMEMBERED: usize = 10_000;
@@ -136,7 +138,7 @@ impl Freshness {
         if let Some(look) = last.as_ref().filter(|look| look.began >= not_before) {
             return Ok(look.clone());
         }
-        let look = Arc::new(self.look_now(slot, last.as_deref()).await?);
+        let look = Arc::new(self.look_now(slot, last.as_deref()).instrument(span!("look")).await?);
         *last = Some(look.clone());
         drop(last);
         if self.looks.len() > REMEMBERED {

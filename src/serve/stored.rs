@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 use crate::dump::Dumps;
+use crate::metrics::Counter;
 use crate::model::Grants;
 use crate::serve::{ServeError, SliceLen, Stored};
 use crate::snapshot::{PackEntry, Selection, select};
@@ -19,6 +20,8 @@ pub struct StoredSnapshot {
     manifest: PinnedManifest,
     selection: Selection,
     slices: Vec<SliceLen>,
+    /// Counts the lines that were read.
+    read: Counter,
     /// Packs that may not be had again.
     held: Vec<PinnedPack>,
 }
@@ -33,6 +36,7 @@ impl StoredSnapshot {
         manifest: PinnedManifest,
         grants: &Grants,
         wanted: &[bool],
+        read: Counter,
     ) -> Self {
         let selection = select(&manifest, grants, |model| wanted.get(model).copied().unwrap_or_default());
         let slices = (selection.slices.iter())
@@ -41,7 +45,7 @@ impl StoredSnapshot {
                 raw_len: manifest.frames[slice.frames.clone()].iter().map(|frame| u64::from(frame.raw_len)).sum(),
             })
             .collect();
-        Self { cache, dumps, slot, manifest, selection, slices, held: Vec::new() }
+        Self { cache, dumps, slot, manifest, selection, slices, read, held: Vec::new() }
     }
 
     /// Holds every pack it needs, if all are in memory, for as long as it lives: then it can be read without the store.
@@ -62,7 +66,10 @@ impl StoredSnapshot {
         let slice = &self.selection.slices[index];
         let entry = self.manifest.packs[slice.pack as usize];
         match self.cache.pack(&self.slot.org, entry).await {
-            Ok(pack) => Ok(pack.slice(slice.bytes.start as usize..slice.bytes.end as usize)),
+            Ok(pack) => {
+                self.read.inc_by(self.slices[index].raw_len);
+                Ok(pack.slice(slice.bytes.start as usize..slice.bytes.end as usize))
+            }
             Err(error) => {
                 if error.is_lasting() {
                     self.put_aside(entry, &error);

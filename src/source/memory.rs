@@ -15,7 +15,8 @@ use tokio::sync::Notify;
 
 use crate::model::{Epoch, GroupSet, Letter, Org, Schema, SyncGroup, SyncId, User, Watermark};
 use crate::source::{
-    Action, ActionRange, By, Found, FoundRow, GroupSets, Lookup, Object, RowBatch, RowRef, Scan, Source, SourceError,
+    Action, ActionRange, By, Found, FoundRow, GroupSets, LogSize, Lookup, Object, RowBatch, RowRef, Scan, Source,
+    SourceError,
 };
 
 /// How many rows a batch holds; small, so that tests see several.
@@ -395,6 +396,11 @@ impl Source for MemorySource {
         state.floor = trimmed.last().copied().unwrap_or(state.floor);
         state.log.drain(..trimmed.len());
         Ok(trimmed.len() as u64)
+    }
+
+    async fn log_size(&self) -> Result<LogSize, SourceError> {
+        let actions = self.answering()?.log.len();
+        Ok(LogSize { actions: actions as u64, bytes: (actions * size_of::<Entry>()) as u64 })
     }
 
     async fn unlogged(&self) -> Result<Arc<BTreeMap<usize, SourceError>>, SourceError> {

@@ -95,6 +95,12 @@ pub trait Source: Send + Sync + 'static {
     /// [`SourceError::Failed`] when the role may not; what keeps the database from answering.
     async fn trim(&self, up_to: SyncId, age: Duration, most: u64) -> Result<u64, SourceError>;
 
+    /// How long the log is now. Cheap: the actions are estimated by the server's own statistics.
+    ///
+    /// # Errors
+    /// What keeps the database from answering.
+    async fn log_size(&self) -> Result<LogSize, SourceError>;
+
     /// The models, by index, whose changes are not all logged, each with the fault and the mend: nothing of them may be
     /// served. A fault is noticed within seconds.
     ///
@@ -196,6 +202,15 @@ pub struct ActionRange {
     pub groups: Vec<SyncGroup>,
     /// How many at most, from the oldest on.
     pub limit: usize,
+}
+
+/// How long the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSize {
+    /// About how many actions it holds.
+    pub actions: u64,
+    /// Bytes on the disk, its indexes included.
+    pub bytes: u64,
 }
 
 /// One entry of the log. Memory: about 100 bytes.

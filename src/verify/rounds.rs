@@ -40,6 +40,7 @@ pub struct Rounds {
     source: Arc<dyn Source>,
     verifier: Verifier,
     settings: VerifySettings,
+    metrics: Metrics,
 }
 
 impl Rounds {
@@ -50,8 +51,8 @@ impl Rounds {
         settings: VerifySettings,
         metrics: Metrics,
     ) -> Self {
-        let verifier = Verifier::new(source.clone(), store, metrics);
-        Self { source, verifier, settings }
+        let verifier = Verifier::new(source.clone(), store, metrics.clone());
+        Self { source, verifier, settings, metrics }
     }
 
     /// Starts the rounds as a task that ends with the service, if the settings want any. The first one begins after one
@@ -72,7 +73,9 @@ impl Rounds {
         rounds.tick().await;
         loop {
             rounds.tick().await;
-            if let Err(error) = self.round().await {
+            let round = self.round().await;
+            self.metrics.round("verify", round.is_ok());
+            if let Err(error) = round {
                 tracing::warn!(error = %Chain(&error), "no org could be compared with its snapshot");
             }
         }

@@ -51,7 +51,7 @@ impl Running {
         let (client, admin) = (listeners.client.local_addr().unwrap(), listeners.admin.local_addr().unwrap());
         let stop = CancellationToken::new();
         let (told, settings) = (stop.clone(), config.clone());
-        let ended = tokio::spawn(async move { app::run(&settings, listeners, told).await });
+        let ended = tokio::spawn(async move { app::run(&settings, listeners, None, told).await });
         Self { config, client, admin, stop, ended }
     }
 

@@ -63,14 +63,14 @@ async fn a_page_of_an_allowed_origin_uses_the_api_and_another_gets_nothing() {
     assert_eq!(of("refused", "headers")["www-authenticate"], "Bearer");
     assert!(of("refused", "last").as_str().is_some_and(|problem| problem.contains("\"UNAUTHENTICATED\"")));
 
-    let before = server.log().matches("method=GET").count();
+    let before = server.log().matches("verb=\"GET\"").count();
     let outcome = told(&other, &mut pages).await;
     for name in ["bootstrap", "unchanged", "range", "batch", "refused", "simple"] {
         assert!(outcome[name]["error"].is_string(), "{name}: {outcome:#}");
     }
     let log = server.log();
     assert_eq!(
-        log.matches("method=GET").count() - before,
+        log.matches("verb=\"GET\"").count() - before,
         1,
         "only what needs no leave was sent, without a token: {log}"
     );

@@ -1,9 +1,11 @@
 //! No metric is dead: each moves when the thing it names happens, by exactly as much.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use crate::support::postgres::Database;
@@ -26,6 +28,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("headstart_snapshots_put_aside", "needs a damaged pack: deaths.rs"),
     ("headstart_keys_joined", "needs a statement that is held back: serve/batch/tests.rs"),
     ("headstart_keys_waiting", "the same"),
+    ("headstart_in_flight_bytes", "the same: fire/slow.rs"),
+    ("headstart_waiting_dumps", "needs more orgs than dumps at once: fire/stampede.rs"),
+    ("headstart_spans_sent", "needs a collector: traces.rs"),
+    ("headstart_spans_lost", "the same"),
     ("headstart_slow_clients", "needs clients that stop reading: fire/slow.rs"),
     ("headstart_verify_differences", "needs rows changed behind the log's back: verify.rs"),
 ];
@@ -50,6 +56,24 @@ impl Families {
             }
         }
     }
+
+    /// Looks until these have moved.
+    async fn look_for(&mut self, server: &Server, names: &[&str]) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !names.iter().all(|name| self.0.get(&format!("headstart_{name}")) == Some(&true)) {
+            assert!(Instant::now() < deadline, "not all of {names:?} moved:\n{}", server.metrics().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.look(server).await;
+        }
+    }
+}
+
+/// Asserts that a scrape has no series that begin so.
+async fn expect_none(server: &Server, series: &[&str]) {
+    let text = server.metrics().await;
+    for begin in series.iter().map(|series| format!("headstart_{series}")) {
+        assert!(!text.lines().any(|line| line.starts_with(&begin)), "{begin} is in\n{text}");
+    }
 }
 
 /// Asserts values of series, all of one scrape.
@@ -72,9 +96,11 @@ async fn length(request: reqwest::RequestBuilder) -> u64 {
     answer.bytes().await.unwrap().len() as u64
 }
 
-async fn metadata(server: &Server, path: &str, token: &str) -> (Value, u64) {
+/// The metadata of an answer, how long it was, and how long its lines before the metadata.
+async fn metadata(server: &Server, path: &str, token: &str) -> (Value, u64, u64) {
     let body = server.get(path, token).send().await.unwrap().bytes().await.unwrap();
-    (studio::parse(&body).1, body.len() as u64)
+    let last = body[..body.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+    (studio::parse(&body).1, body.len() as u64, last as u64)
 }
 
 /// A fact that `snapshots show` tells of org 7.
@@ -119,13 +145,19 @@ async fn no_metric_is_dead() {
     let logged = async || client.query_one("SELECT count(*) FROM sync_actions", &[]).await.unwrap().get::<_, i64>(0);
     let before = logged().await;
     let server = setup.serve().await;
+    // Until the first round's dumps have ended, the next one tells what it found.
+    families.look_for(&server, &["due_orgs", "pending_actions", "snapshot_age_seconds"]).await;
+    until(&server, "due_orgs", 0.0).await;
+    expect_none(&server, &["pending_actions{", "snapshot_age_seconds{"]).await;
     until(&server, "published_snapshots{schema=\"present\"}", 2.0).await;
     until(&server, "trimmed_actions_total", before as f64).await;
     assert_eq!(logged().await, 0);
     families.look(&server).await;
 
-    // The client that stalls may count as slow before it is gone, or not.
-    families.0.insert("headstart_slow_clients".into(), false);
+    // The client that stalls may count as slow before it is gone, or not, and its piece as in flight.
+    for now_and_then in ["headstart_slow_clients", "headstart_in_flight_bytes"] {
+        families.0.insert(now_and_then.into(), false);
+    }
     let dead: BTreeSet<&str> = families.0.iter().filter(|(_, moved)| !**moved).map(|(name, _)| &**name).collect();
     let known: BTreeSet<&str> = ELSEWHERE.iter().map(|(name, _)| *name).collect();
     assert_eq!(dead, known, "what did not move, and what is known not to move here");
@@ -134,7 +166,7 @@ async fn no_metric_is_dead() {
 /// One answer of each kind, counted exactly.
 async fn answers_are_counted(server: &Server, setup: &Setup, client: &Client) {
     let token = setup.token("7", "ann", None);
-    let (first, mut sent) = metadata(server, "/sync/bootstrap", &token).await;
+    let (first, mut sent, first_raw) = metadata(server, "/sync/bootstrap", &token).await;
     until(server, "dumps_finished_total", 1.0).await;
     let (rows, lines, packs) = (fact(setup, "rows"), fact(setup, "lines"), fact(setup, "packs"));
     expect(
@@ -143,7 +175,15 @@ async fn answers_are_counted(server: &Server, setup: &Setup, client: &Client) {
             ("requests_total{route=\"/sync/bootstrap\",status=\"2xx\"}", 1),
             ("answers_total{method=\"postgres\",reason=\"missing\"}", 1),
             ("first_byte_seconds_count{route=\"/sync/bootstrap\"}", 1),
+            ("last_byte_seconds_count{route=\"/sync/bootstrap\"}", 1),
+            ("ended_total{route=\"/sync/bootstrap\",outcome=\"complete\"}", 1),
             ("sent_bytes_total", sent),
+            ("raw_bytes_total", first_raw),
+            ("places{kind=\"stream\"}", 4000),
+            ("pool_limit{pool=\"primary\"}", 3),
+            ("scan_rows_per_second_count", 1),
+            ("scan_bytes_per_second_count", 1),
+            ("watermark", first["lastSyncId"].as_u64().unwrap()),
             ("dumps_started_total", 1),
             ("dumps_finished_total", 1),
             ("live_dumps", 0),
@@ -217,12 +257,21 @@ async fn answers_are_counted(server: &Server, setup: &Setup, client: &Client) {
 async fn a_held_watermark_is_told(server: &Server, setup: &Setup, client: &Client, families: &mut Families) {
     let held = "headstart_watermark_held_seconds";
     assert_eq!(server.metric(held).await, 0.0);
-    client.batch_execute("BEGIN; UPDATE studio.workspace SET name = 'Held' WHERE id = 7").await.unwrap();
+    client
+        .batch_execute(
+            "SET application_name = 'the tester'; BEGIN; UPDATE studio.workspace SET name = 'Held' WHERE id = 7",
+        )
+        .await
+        .unwrap();
     length(server.get("/sync/bootstrap", &setup.token("7", "ann", None))).await;
     server.until("the watermark is held", async || server.metric(held).await > 0.2).await;
-    families.look(server).await;
+    families.look_for(server, &["watermark_held_by"]).await;
+    let user = client.query_one("SELECT current_user::text", &[]).await.unwrap().get::<_, String>(0);
+    let by = format!("watermark_held_by{{user=\"{user}\",application=\"the tester\"}}");
+    expect(server, &[(&by, 1)]).await;
     client.batch_execute("COMMIT").await.unwrap();
     server.until("the watermark is free", async || server.metric(held).await == 0.0).await;
+    expect_none(server, &["watermark_held_by{"]).await;
 }
 
 async fn a_dump_that_fails_is_seen_before_and_after(

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use crate::auth::Claims;
+use crate::metrics::Counter;
 use crate::model::batch::place;
 use crate::model::{BatchQuery, BatchRequest, Caller, Epoch, Named, QueryError, Schema, SyncId};
 use crate::serve::batch::{Ask, By, LoadError, Loaded};
@@ -65,6 +66,8 @@ pub struct BatchAnswer {
     /// For each model that was asked for, by index, how many rows there are.
     counts: BTreeMap<usize, u64>,
     rows: Rows,
+    /// Counts the lines that were given.
+    raw: Counter,
 }
 
 /// Rows of some loads, by their places.
@@ -97,7 +100,7 @@ impl Service {
         let loaded = self.loader().load(&org, &asks, at_least, deadline).await;
         let loaded = loaded.map_err(|error| too_much(query, &asks, error))?;
         let caller = self.caller(claims).await?;
-        BatchAnswer::new(caller, &asks, loaded, self.batches().max_rows)
+        BatchAnswer::new(caller, &asks, loaded, self.batches().max_rows, self.metrics().raw_bytes.clone())
     }
 }
 
@@ -140,7 +143,13 @@ fn ask(schema: &Schema, index: usize, request: &BatchRequest) -> Result<Ask, Ser
 
 impl BatchAnswer {
     /// The rows that the caller sees, each once: of two readings of a row the later.
-    fn new(caller: Caller, asks: &[Ask], loaded: Vec<Arc<Loaded>>, max_rows: usize) -> Result<Self, ServeError> {
+    fn new(
+        caller: Caller,
+        asks: &[Ask],
+        loaded: Vec<Arc<Loaded>>,
+        max_rows: usize,
+        raw: Counter,
+    ) -> Result<Self, ServeError> {
         let last_sync_id = loaded.iter().map(|load| load.sync_id).min().unwrap_or_default();
         let first = loaded.first().ok_or(LoadError::Broken)?;
         let (epoch, schema) = (first.epoch.clone(), first.schema.clone());
@@ -165,13 +174,13 @@ impl BatchAnswer {
             }
         }
         drop(known);
-        Ok(Self { caller, epoch, last_sync_id, schema, counts, rows: Rows { loaded, places } })
+        Ok(Self { caller, epoch, last_sync_id, schema, counts, rows: Rows { loaded, places }, raw })
     }
 
     /// The lines in pieces, the metadata in the last. Each piece is made when it is asked for.
     pub fn pieces(self) -> BoxStream<'static, Result<Bytes, ServeError>> {
         let trailer = self.trailer();
-        let rows = self.rows;
+        let (rows, raw) = (self.rows, self.raw);
         let mut next = 0;
         let mut trailer = Some(trailer);
         let pieces = std::iter::from_fn(move || {
@@ -182,6 +191,7 @@ impl BatchAnswer {
                 piece.extend_from_slice(&rows.loaded[*load].rows[*row].line);
                 next += 1;
             }
+            raw.inc_by(piece.len() as u64);
             if next == rows.places.len() && piece.len() < PIECE {
                 piece.extend_from_slice(&trailer.take().unwrap_or_default());
             }

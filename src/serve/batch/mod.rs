@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout_at};
+use tracing::Instrument;
 
 use crate::chain::Chain;
 use crate::metrics::Metrics;
@@ -40,6 +41,7 @@ use crate::serve::batch::plan::Column;
 pub use crate::source::{By, FoundRow};
 use crate::source::{Found, Lookup, Source, SourceError};
 use crate::task::Tasks;
+use crate::trace::span;
 
 /// How often a load is made again because what came does not fit together: the history or the tables changed midway.
 const TRIES: usize = 4;
@@ -232,7 +234,8 @@ impl Loader {
         deadline: Instant,
     ) -> Result<Vec<Arc<Loaded>>, LoadError> {
         let began = Instant::now();
-        let loaded = timeout_at(deadline, self.load_settled(org, asks, at_least)).await;
+        let loaded = timeout_at(deadline, self.load_settled(org, asks, at_least));
+        let loaded = loaded.instrument(span!("load rows", keys = asks.len())).await;
         self.shared.metrics.load_wait(began.elapsed());
         loaded.map_err(|_| LoadError::Deadline)?.map_err(|error| self.broken_off(error))
     }

@@ -33,6 +33,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::time::Instant;
 use tokio_postgres::Client;
+use tracing::Instrument;
 
 use crate::metrics::Metrics;
 use crate::model::catalog::LogTable;
@@ -44,8 +45,9 @@ use crate::source::postgres::pool::{Lease, Pool};
 use crate::source::postgres::replica::Replica;
 use crate::source::postgres::scan::{ScanError, ScanSettings};
 use crate::source::postgres::watermark::{WatermarkSettings, Watermarks};
-use crate::source::{Action, ActionRange, Found, Lookup, RowBatch, Scan, Source, SourceError};
+use crate::source::{Action, ActionRange, Found, LogSize, Lookup, RowBatch, Scan, Source, SourceError};
 use crate::task::Tasks;
+use crate::trace::span;
 
 /// Callers that may be queued for the next probe of the watermark.
 const ASKING: usize = 1024;
@@ -192,7 +194,7 @@ fn start_prober(
     tasks: &Tasks,
     metrics: &Metrics,
 ) -> Watermarks {
-    let (watermarks, prober) = Watermarks::new(ASKING, settings.clone(), metrics.watermark_held_seconds.clone());
+    let (watermarks, prober) = Watermarks::new(ASKING, settings.clone(), metrics.watermark.clone());
     let (pool, log, token) = (pool.clone(), log.clone(), tasks.token().clone());
     tasks.spawn("watermark", async move {
         let probes = prober.run(async |report| {
@@ -213,7 +215,7 @@ impl Source for PostgresSource {
     }
 
     async fn watermark(&self) -> Result<Watermark, SourceError> {
-        self.watermarks.get().await
+        self.watermarks.get().instrument(span!("watermark")).await
     }
 
     async fn epoch(&self) -> Result<Epoch, SourceError> {
@@ -269,7 +271,8 @@ impl Source for PostgresSource {
 
     async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError> {
         let client = self.primary.get().await?;
-        let actions = actions::read(&client, &self.log.get(&client).await?, &self.catalog, range).await?;
+        let read = async { actions::read(&client, &self.log.get(&client).await?, &self.catalog, range).await };
+        let actions = read.instrument(span!("read log")).await?;
         client.release();
         Ok(actions)
     }
@@ -299,6 +302,13 @@ impl Source for PostgresSource {
         let trimmed = log::trim(&client, log, up_to, age, most).await?;
         client.release();
         Ok(trimmed)
+    }
+
+    async fn log_size(&self) -> Result<LogSize, SourceError> {
+        let client = self.primary.get().await?;
+        let size = self.log.get(&client).await?.size(&client).await?;
+        client.release();
+        Ok(size)
     }
 
     async fn unlogged(&self) -> Result<Faults, SourceError> {

@@ -108,6 +108,7 @@ impl Pool {
     /// Outside a tokio runtime.
     pub fn new(target: Target, settings: PoolSettings, tasks: Tasks, metrics: PoolMetrics) -> Self {
         let permits = Arc::new(Semaphore::new(settings.max_connections.get() as usize));
+        metrics.limit.set(settings.max_connections.get().into());
         let inner = Arc::new(Inner { target, settings, tasks, metrics, permits, idle: Mutex::default() });
         let (pool, stop) = (Arc::downgrade(&inner), inner.tasks.token().clone());
         inner.tasks.spawn("postgres pool", async move {

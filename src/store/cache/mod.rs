@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot, watch};
+use tracing::Instrument;
 
 use crate::metrics::CacheMetrics;
 use crate::model::{Org, SnapshotId};
@@ -27,6 +28,7 @@ use crate::snapshot::{Manifest, PackEntry, PackId, pack};
 use crate::store::cache::shelf::{Answer, Key, Loaded, Lookup, Pin, Shelf, Value};
 use crate::store::{Slot, SnapshotStore, StoreError};
 use crate::task::Tasks;
+use crate::trace::span;
 
 /// How many manifests are loaded at once.
 const MANIFESTS_AT_ONCE: usize = 4;
@@ -156,7 +158,7 @@ impl PackCache {
                 answer
             }
         };
-        answer.await.unwrap_or_else(|_| Err(StoreError::unavailable(Abandoned)))
+        answer.instrument(span!("load", what = task)).await.unwrap_or_else(|_| Err(StoreError::unavailable(Abandoned)))
     }
 
     async fn load_pack(self, org: Org, entry: PackEntry) -> Loaded {

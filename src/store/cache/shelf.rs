@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-use crate::metrics::CacheMetrics;
+use crate::metrics::{CacheMetrics, level};
 use crate::model::{Org, SnapshotId};
 use crate::snapshot::{Manifest, PackId};
 use crate::store::StoreError;
@@ -104,6 +104,7 @@ pub enum Lookup {
 impl Shelf {
     /// An empty shelf for this many bytes.
     pub fn new(limit: usize, metrics: CacheMetrics) -> Arc<Self> {
+        metrics.limit_bytes.set(level(limit));
         Arc::new(Self { limit, state: Mutex::default(), crowded: watch::Sender::new(false), metrics })
     }
 

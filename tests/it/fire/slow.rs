@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use headstart::http::pace::PIECE;
 use tokio_postgres::Client;
 
 use crate::support::postgres::Database;
@@ -64,7 +65,7 @@ async fn until(server: &Server, series: &str, value: f64) {
 }
 
 async fn settled(server: &Server) {
-    for series in ["slow_clients", "followers", "spool_bytes", "in_progress{kind=\"stream\"}"] {
+    for series in ["slow_clients", "followers", "spool_bytes", "in_flight_bytes", "in_progress{kind=\"stream\"}"] {
         until(server, series, 0.0).await;
     }
 }
@@ -84,6 +85,9 @@ async fn two_hundred_stalled_clients_cost_little_and_have_an_end() {
                 AND pid <> pg_backend_pid()";
     assert_eq!(client.query_one(open, &[]).await.unwrap().get::<_, i64>(0), 0);
     until(&server, "slow_clients", CLIENTS as f64).await;
+    let in_flight = server.metric("headstart_in_flight_bytes").await;
+    assert!((1.0..=(CLIENTS * PIECE) as f64).contains(&in_flight), "{in_flight} bytes in flight");
+    assert!(server.metric("headstart_connections").await >= CLIENTS as f64);
     let grown = server.memory().saturating_sub(before);
     eprintln!("stalled in a dump: {} MiB more than before it", grown / MIB);
     assert!(grown <= CLIENTS as u64 * EACH + DECODED + DUMP + SLACK, "{} MiB", grown / MIB);

@@ -135,6 +135,7 @@ async fn fifty_stale_orgs_are_scanned_a_few_at_a_time_and_once_each() {
         refused.push(org);
     }
     until_metric(&server, "live_dumps", AT_ONCE as f64).await;
+    until_metric(&server, "waiting_dumps", WAITING as f64).await;
     let scanning = "SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database \
                     WHERE d.datname = current_database() AND NOT l.granted AND l.relation = 'studio.star'::regclass";
     wait_for(&client, scanning, AT_ONCE as i64).await;
@@ -171,6 +172,7 @@ async fn fifty_stale_orgs_are_scanned_a_few_at_a_time_and_once_each() {
     until_metric(&server, "dumps_finished_total", ORGS.count() as f64).await;
     assert_eq!(server.metric("headstart_dumps_started_total").await, ORGS.count() as f64);
     assert_eq!(server.metric("headstart_live_dumps").await, 0.0);
+    assert_eq!(server.metric("headstart_waiting_dumps").await, 0.0);
     // The statements are the same for every org.
     let copies = copies(&client).await;
     let once_each = |calls: &i64| *calls == ORGS.end - ORGS.start;

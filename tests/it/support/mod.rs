@@ -3,6 +3,7 @@
 pub mod authority;
 pub mod browser;
 pub mod cluster;
+pub mod collector;
 pub mod contract;
 pub mod dice;
 pub mod issuer;

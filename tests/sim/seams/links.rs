@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use headstart::model::{Epoch, Generation, GroupSet, Org, Schema, SnapshotId, SyncGroup, SyncId, User, Watermark};
 use headstart::snapshot::{Manifest, PackId, frame, pack};
-use headstart::source::{Action, ActionRange, Found, Lookup, Scan, Source, SourceError};
+use headstart::source::{Action, ActionRange, Found, LogSize, Lookup, Scan, Source, SourceError};
 use headstart::store::{Facts, Head, Lease, MemoryStore, Slot, SnapshotStore, StoreError};
 use tokio::time::sleep;
 
@@ -178,6 +178,11 @@ impl Source for LinkedSource {
     async fn trim(&self, up_to: SyncId, age: Duration, most: u64) -> Result<u64, SourceError> {
         self.link.database().await?;
         self.history.database.trim(up_to, age, most).await
+    }
+
+    async fn log_size(&self) -> Result<LogSize, SourceError> {
+        self.link.database().await?;
+        self.history.database.log_size().await
     }
 
     async fn unlogged(&self) -> Result<Arc<BTreeMap<usize, SourceError>>, SourceError> {

@@ -106,7 +106,7 @@ impl World {
         let source = Arc::new(LinkedSource { history: self.history.clone(), link: link.clone() });
         let store = LinkedStore { store: self.store.clone(), history: self.history.clone(), link: link.clone() };
         let store: Arc<dyn SnapshotStore> = Arc::new(store);
-        let (tasks, metrics) = (Tasks::new(), Metrics::new());
+        let (tasks, metrics) = (Tasks::new(), Metrics::default());
         let store: Arc<dyn SnapshotStore> =
             Arc::new(GuardedStore::new(store, Duration::from_secs(2), tasks.clone(), metrics.clone()));
         // Small, so that there are several frames and dumps that wait.
@@ -235,7 +235,15 @@ impl World {
             drop(router);
             tasks.shutdown(Duration::from_secs(60)).await.unwrap();
             let text = metrics.encode();
-            let home = ["followers", "live_dumps", "keys_waiting", "in_progress", "unstored_dumps", "spool_bytes"];
+            let home = [
+                "followers",
+                "live_dumps",
+                "waiting_dumps",
+                "keys_waiting",
+                "in_progress",
+                "unstored_dumps",
+                "spool_bytes",
+            ];
             for gauge in home {
                 let levels: Vec<&str> = text
                     .lines()

@@ -27,9 +27,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use crate::metrics::Seconds;
+use crate::metrics::WatermarkMetrics;
 use crate::model::{Epoch, Watermark};
 use crate::source::SourceError;
+use crate::source::postgres::log::signed;
 
 pub use probe::{Standby, epoch, probe, probe_patiently};
 
@@ -72,8 +73,7 @@ struct Progress {
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     progress: watch::Sender<Progress>,
-    /// For how long open writers have been holding the probe back.
-    held: Seconds,
+    metrics: WatermarkMetrics,
 }
 
 /// Asks for watermarks. Cheap to clone.
@@ -93,10 +93,9 @@ pub struct Prober {
 
 impl Watermarks {
     /// Both ends. `waiting` bounds how many callers are queued for the next probe; more wait before they are queued.
-    /// `held` tells for how long open writers have been holding the probe under way back.
-    pub fn new(waiting: usize, settings: WatermarkSettings, held: Seconds) -> (Self, Prober) {
+    pub fn new(waiting: usize, settings: WatermarkSettings, metrics: WatermarkMetrics) -> (Self, Prober) {
         let (sender, receiver) = mpsc::channel(waiting);
-        let report = Report { held, ..Report::default() };
+        let report = Report { metrics, ..Report::default() };
         let progress = report.progress.subscribe();
         (Self { asks: sender, progress, settings }, Prober { asks: receiver, report })
     }
@@ -153,7 +152,12 @@ impl Prober {
                 asks.push(ask);
             }
             let answer = probe(self.report.clone()).await;
-            self.report.held.set(0.0);
+            let metrics = &self.report.metrics;
+            metrics.holder.is_nobody();
+            metrics.held_seconds.set(0.0);
+            if let Ok(found) = &answer {
+                metrics.sync_id.set(signed(found.sync_id.0));
+            }
             self.report.progress.send_modify(|progress| {
                 (progress.probing, progress.held, progress.holder) = (None, false, None);
                 if let Ok(found) = &answer {
@@ -183,7 +187,7 @@ mod tests {
     /// A prober whose n-th probe takes a second and finds n.
     fn slow_prober() -> (Watermarks, Rc<Cell<u64>>, impl Future<Output = ()>) {
         let (watermarks, prober) =
-            Watermarks::new(8, WatermarkSettings { patience_ms: 5_000, held_ms: 10_000 }, Seconds::default());
+            Watermarks::new(8, WatermarkSettings { patience_ms: 5_000, held_ms: 10_000 }, WatermarkMetrics::default());
         let probes = Rc::new(Cell::new(0));
         let counted = Rc::clone(&probes);
         let run = prober.run(move |_| {
@@ -241,7 +245,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_is_held_back_leaves_the_last_watermark_in_force() {
         let (watermarks, prober) =
-            Watermarks::new(8, WatermarkSettings { patience_ms: 100, held_ms: 1_000 }, Seconds::default());
+            Watermarks::new(8, WatermarkSettings { patience_ms: 100, held_ms: 1_000 }, WatermarkMetrics::default());
         let probes = Cell::new(0);
         // The first is held for a minute, the second finds something, the others are held, the last in another epoch.
         let run = prober.run(|report| {
@@ -277,7 +281,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_who_wait_get_the_error_with_its_causes() {
-        let (watermarks, prober) = Watermarks::new(8, WatermarkSettings::default(), Seconds::default());
+        let (watermarks, prober) = Watermarks::new(8, WatermarkSettings::default(), WatermarkMetrics::default());
         let run = prober.run(async |_| Err(SourceError::unavailable(Standby)));
         beside(run, async {
             for answer in futures_util::future::join_all([watermarks.get(), watermarks.get()]).await {

@@ -202,15 +202,16 @@ async fn wait_for_writers(
     while !waited_for.is_empty() {
         if began.elapsed() >= limit || silent && began.elapsed() >= SILENCE {
             let holder = holder(asker.client, asker.log, &waited_for).await?;
-            let Some(holder) = holder else { return Ok(()) };
+            let Some(Holder { session, user, application }) = holder else { return Ok(()) };
             if began.elapsed() >= limit {
-                return Err(SourceError::Held { holder });
+                return Err(SourceError::Held { holder: session });
             }
             silent = false;
-            tracing::warn!(holder, "the watermark is held back by an open transaction");
-            report.progress.send_modify(|progress| progress.holder = Some(holder));
+            tracing::warn!(holder = session, "the watermark is held back by an open transaction");
+            report.metrics.holder.is(&user, &application);
+            report.progress.send_modify(|progress| progress.holder = Some(session));
         }
-        report.held.set(began.elapsed().as_secs_f64());
+        report.metrics.held_seconds.set(began.elapsed().as_secs_f64());
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(POLL.1);
         let open = asker.writers().await?;
@@ -219,8 +220,18 @@ async fn wait_for_writers(
     Ok(())
 }
 
-/// Names the oldest of some writers; `None` when they have all ended meanwhile.
-async fn holder(client: &Client, log: &Log, writers: &BTreeSet<String>) -> Result<Option<String>, SourceError> {
+/// A writer that is waited for.
+struct Holder {
+    /// Everything that helps to find it.
+    session: String,
+    /// Whose it is.
+    user: String,
+    /// What it says of itself; nothing, for a prepared transaction.
+    application: String,
+}
+
+/// The oldest of some writers; `None` when they have all ended meanwhile.
+async fn holder(client: &Client, log: &Log, writers: &BTreeSet<String>) -> Result<Option<Holder>, SourceError> {
     let sql = format!(
         "{LOG_TABLES}
          SELECT CASE WHEN l.pid IS NULL
@@ -229,7 +240,8 @@ async fn holder(client: &Client, log: &Log, writers: &BTreeSet<String>) -> Resul
                                    'a prepared transaction')
                      ELSE format('pid %s, user %s, application %L, %s', l.pid, a.usename, a.application_name,
                                  coalesce(format('open for %s s', floor(extract(epoch FROM
-                                     clock_timestamp() - a.xact_start))), 'of unknown age')) END
+                                     clock_timestamp() - a.xact_start))), 'of unknown age')) END,
+                coalesce(a.usename, p.owner, '')::text, coalesce(a.application_name, '')
          FROM (SELECT DISTINCT l.pid, l.virtualtransaction {WRITERS} AND l.virtualtransaction = ANY($2)) l
          LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
          LEFT JOIN pg_catalog.pg_locks x ON x.virtualtransaction = l.virtualtransaction
@@ -242,7 +254,7 @@ async fn holder(client: &Client, log: &Log, writers: &BTreeSet<String>) -> Resul
         .query_opt(&sql, &[&log.table, &writers])
         .await
         .map_err(|error| classify("asking who holds the watermark back", error))?;
-    Ok(row.map(|row| row.get(0)))
+    Ok(row.map(|row| Holder { session: row.get(0), user: row.get(1), application: row.get(2) }))
 }
 
 /// Waits until the WAL that was written is on disk; gives the epoch that was found with it.

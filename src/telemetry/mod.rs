@@ -1,11 +1,18 @@
-//! The log: structured events to standard error, for people or for machines. Floor 7; everyone else only emits events.
+//! The log: structured events to standard error, for people or for machines; and traces, to a collector. Floor 7; everyone
+//! else only emits events and [spans](crate::trace).
+
+pub mod otlp;
+pub mod spans;
 
 use std::io::IsTerminal;
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::{LevelFilter, ParseError};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, ParseError, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::telemetry::otlp::{Exporter, OtlpError, OtlpSettings};
 
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +43,9 @@ pub enum TelemetryError {
     /// A bare word that is no level. `EnvFilter` would take it for a module's name and log nothing else.
     #[error("`log.filter`: `{0}` is no level (error, warn, info, debug, trace, off); for a module write {0}=debug")]
     Level(String),
+    /// Traces can't be sent.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
     /// This process has a subscriber already.
     #[error("the log is set up already")]
     Twice(#[from] TryInitError),
@@ -57,18 +67,27 @@ fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
     }
 }
 
-/// Sends the events of this process to standard error. Once a process.
+/// Sends the events of this process to standard error, and its spans to whoever exports them, if that is wanted. Once a
+/// process.
 ///
 /// # Errors
-/// A filter that can't be read, or a second call.
-pub fn init(settings: &LogSettings) -> Result<(), TelemetryError> {
-    let filter = parse(&settings.filter)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match settings.format {
-        Format::Human => log.with_ansi(std::io::stderr().is_terminal()).finish().try_init()?,
-        Format::Json => log.json().flatten_event(true).finish().try_init()?,
-    }
-    Ok(())
+/// Settings that can't be used, or a second call.
+pub fn init(log: &LogSettings, traces: Option<&OtlpSettings>) -> Result<Option<Exporter>, TelemetryError> {
+    // Spans of traces are no part of the log, whatever its filter.
+    let logged = parse(&log.filter)?.and(filter_fn(|metadata| !spans::is_span(metadata)));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match log.format {
+        Format::Human => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(logged));
+    // An empty layer would want every span.
+    let Some((spans, exporter)) = traces.map(otlp::open).transpose()?.flatten() else {
+        subscriber.try_init()?;
+        return Ok(None);
+    };
+    subscriber.with(spans.with_filter(filter_fn(spans::is_span))).try_init()?;
+    Ok(Some(exporter))
 }
 
 #[cfg(test)]
