@@ -148,7 +148,7 @@ pub async fn run(
         token.run_until_cancelled(room).await;
     });
     let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http, &config.admission)?;
-    let admin_routes = admin::router(service, metrics.clone(), stop.clone(), &config.admin);
+    let admin_routes = admin::router(service, metrics.clone(), stop.clone(), &config.admin, tasks);
 
     let stop_admin = CancellationToken::new();
     let operators = server::serve(

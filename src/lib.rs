@@ -46,6 +46,8 @@
 //!   [`serve::batch`] (the rows as they are now) → [`http::body`]. The actions after a bootstrap's snapshot go the same way.
 //! - **Verify**: [`verify::Verifier`] → the packs → [`source::Source::scan`] → what differs → [`source::Source::actions`]: does
 //!   the log tell each group of it?
+//! - **Operators**: [`http::admin`] → [`serve::survey`] (all orgs in one look), [`serve::inspect`] (one snapshot),
+//!   [`serve::operate`] (refresh, delete, dumps in progress); the dashboard follows what its feed makes once for all pages.
 //! - **The log's end**: [`dump::trim`] → [`source::Source::trim`], never below what a kept snapshot needs.
 //!
 //! # Where the bytes are

@@ -62,6 +62,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("jsonwebtoken", &["auth/"]),
     ("serde", &[]),
     ("serde_json", &[]),
+    ("schemars", &["serve/", "http/"]),
     ("toml", &["model/", "config", "cli/"]),
     ("percent_encoding", &["http/", "source/", "store/"]),
     ("clap", &["cli/", "main"]),

@@ -11,6 +11,9 @@ use crate::dump::unstored::Unstored;
 use crate::metrics::Held;
 use crate::model::Generation;
 
+/// The word for a dump that was published.
+const PUBLISHED: &str = "published";
+
 /// Ends a dump in the queue, however its task ends: by return, by cancellation or by panic.
 pub(super) struct Driving {
     pub dumps: Dumps,
@@ -43,14 +46,22 @@ impl Driving {
     fn count_end(&mut self) {
         let Some(_until_its_end_is_counted) = self.counted.take() else { return };
         let metrics = &self.dumps.shared.metrics;
-        match self.live.end() {
-            Some(Ok(())) if self.stored => {
+        match self.outcome() {
+            PUBLISHED => {
                 metrics.dumps_finished.inc();
             }
-            Some(Ok(())) if self.superseded => metrics.dump_failed("superseded"),
-            Some(Ok(())) => metrics.dump_failed("store"),
-            Some(Err(error)) => metrics.dump_failed(error.word()),
-            None => metrics.dump_failed(DumpError::Broken.word()),
+            reason => metrics.dump_failed(reason),
+        }
+    }
+
+    /// How it ended, in one fixed word.
+    fn outcome(&self) -> &'static str {
+        match self.live.end() {
+            Some(Ok(())) if self.stored => PUBLISHED,
+            Some(Ok(())) if self.superseded => "superseded",
+            Some(Ok(())) => "store",
+            Some(Err(error)) => error.word(),
+            None => DumpError::Broken.word(),
         }
     }
 }
@@ -59,6 +70,10 @@ impl Drop for Driving {
     fn drop(&mut self) {
         self.live.finish(Err(DumpError::Broken));
         self.count_end();
+        // One that was left to another instance was not made.
+        if !matches!(self.live.end(), Some(Err(DumpError::Elsewhere))) {
+            self.dumps.shared.ended.note(&self.live, self.outcome());
+        }
         let complete = matches!(self.live.end(), Some(Ok(())));
         let slot = self.live.slot().clone();
         {

@@ -13,6 +13,7 @@
 mod aside;
 pub mod build;
 mod driving;
+pub mod ended;
 mod follow;
 pub mod frames;
 pub mod live;

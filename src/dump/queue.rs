@@ -16,6 +16,7 @@ use crate::chain::Chain;
 use crate::dump::DumpError;
 use crate::dump::build::{Builder, StoreFailure};
 use crate::dump::driving::Driving;
+use crate::dump::ended::LastEnded;
 use crate::dump::follow::Followed;
 use crate::dump::live::LiveDump;
 use crate::dump::settings::DumpSettings;
@@ -71,6 +72,7 @@ pub(super) struct Shared {
     /// Names this process in leases.
     owner: SnapshotId,
     slots: Mutex<Slots>,
+    pub(super) ended: LastEnded,
 }
 
 #[derive(Default)]
@@ -112,6 +114,7 @@ impl Dumps {
             storing_again: Semaphore::new(1),
             owner: SnapshotId::random(),
             slots: Mutex::default(),
+            ended: LastEnded::default(),
             settings,
             metrics,
         };

@@ -25,6 +25,11 @@ impl Guard {
         Self(token.map(|token| digest(token.expose())))
     }
 
+    /// Whether a token is asked for.
+    pub fn asks(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Whether a request with these headers comes from an operator.
     pub fn admits(&self, headers: &HeaderMap) -> bool {
         let Some(expected) = self.0 else { return true };

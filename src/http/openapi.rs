@@ -1,11 +1,16 @@
-//! `GET /openapi.json`: the client side as OpenAPI 3.1, written by hand beside the code it describes. It tells nothing of
-//! this deployment, so it needs no token.
+//! `GET /openapi.json`: the client side as OpenAPI 3.1. It tells nothing of this deployment, so it needs no token.
+//!
+//! Answers that are documents are described by their types; what is streamed is described by hand, and held against the
+//! code: paths against the routes, parameters against what the queries take, and every answer of the tests, by its status
+//! and code, against what is told here. What the operators' document shares with it stands here too.
 
 use axum::Json;
 use axum::http::StatusCode;
+use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Value, json};
 
 use crate::http::error::Code;
+use crate::http::schema::{GroupsDocument, SchemaDocument};
 
 /// What every call with a token may be answered with.
 const COMMON: [Code; 11] = [
@@ -23,7 +28,10 @@ const COMMON: [Code; 11] = [
 ];
 
 /// What a bootstrap is never answered with.
-const NOT_OF_BOOTSTRAPS: [Code; 7] = [
+const NOT_OF_BOOTSTRAPS: [Code; 10] = [
+    Code::CrossSite,
+    Code::UnknownOrg,
+    Code::NoSnapshot,
     Code::NotFound,
     Code::MethodNotAllowed,
     Code::InvalidBody,
@@ -51,18 +59,19 @@ fn describe() -> Value {
         "security": [{"token": []}],
         "paths": {
             "/sync/bootstrap": {"get": bootstrap()},
+            "/sync/delta": {"get": delta()},
             "/sync/batch": {"post": batch()},
             "/sync/groups": {"get": {
                 "operationId": "groups",
                 "summary": "The sync groups the caller holds.",
                 "parameters": [request_id()],
-                "responses": responses(json!({"200": json_answer("The caller's groups.", "Groups")}), &COMMON)
+                "responses": responses(json!({"200": json_answer("The caller's groups.", "GroupsDocument")}), &COMMON)
             }},
             "/sync/schema": {"get": {
                 "operationId": "schema",
                 "summary": "Models, fields, types, load strategies and batch keys.",
                 "parameters": [request_id()],
-                "responses": responses(json!({"200": json_answer("How rows look.", "Schema")}), &COMMON)
+                "responses": responses(json!({"200": json_answer("How rows look.", "SchemaDocument")}), &COMMON)
             }},
             "/openapi.json": {"get": {
                 "operationId": "openapi",
@@ -107,9 +116,9 @@ fn bootstrap() -> Value {
             query("type", json!({"type": "string", "enum": ["full", "partial"], "default": "full"}),
                 "`full`: all instant and lazy models, or those of `onlyModels`. `partial`: needs `onlyModels` or \
                  `syncGroups`."),
-            list("onlyModels", "Only these models, by name."),
-            list("syncGroups", "Only rows that carry one of these groups, as `kind:id`; the caller holds all of them."),
-            query("firstSyncId", json!({"type": "integer", "format": "int64", "minimum": 0}),
+            list("onlyModels", ".", "Only these models, by name."),
+            list("syncGroups", "^[a-z][a-z0-9_-]*:.", "Only rows that carry one of these groups, as `kind:id`; the caller holds all of them."),
+            query("firstSyncId", sync_id(),
                 "The answer must be true at this sync id or later."),
             query("schemaHash", json!({"type": "string"}), "The schema the client was made for."),
             query("noCache", json!({"type": "boolean", "default": false}), "From a dump that starts after this request."),
@@ -125,17 +134,48 @@ fn bootstrap() -> Value {
     })
 }
 
-fn batch() -> Value {
-    let only_stored = ["x-snapshot-id", "etag", "accept-ranges"];
-    let mut headers = answer_headers();
-    if let Some(headers) = headers.as_object_mut() {
-        headers.retain(|name, _| !only_stored.contains(&name.as_str()));
+fn delta() -> Value {
+    let ok = json!({
+        "description": "The last action of each object after the cursor, oldest first, with the row as it is now, one JSON \
+                        object a line of class `SyncAction`, and last a line of class `_metadata_`. A body without that \
+                        line is not complete.",
+        "headers": streamed_headers(),
+        "content": {"application/x-ndjson": {"schema": {"type": "string"}}}
+    });
+    let own = [
+        Code::InvalidQuery,
+        Code::SchemaMismatch,
+        Code::ResyncRequired,
+        Code::NotAcceptable,
+        Code::WatermarkHeld,
+        Code::AnswerTooLarge,
+    ];
+    let mut parameters = json!([
+        query("lastSyncId", sync_id(), "The client's cursor: it has everything up to here."),
+        query("epoch", json!({"type": "string", "minLength": 1}), "The history the cursor belongs to."),
+        query("toSyncId", sync_id(), "Nothing beyond this is wanted. Not before the cursor."),
+        query("schemaHash", json!({"type": "string"}), "The schema the client was made for."),
+        header("Accept-Encoding", "zstd, gzip and identity are offered, at equal weight in this order."),
+        request_id()
+    ]);
+    for needed in 0..2 {
+        parameters[needed]["required"] = true.into();
     }
+    json!({
+        "operationId": "delta",
+        "summary": "What happened after a cursor.",
+        "description": "410 `RESYNC_REQUIRED` when only a bootstrap helps.",
+        "parameters": parameters,
+        "responses": responses(json!({"200": ok}), &[&COMMON[..], &own].concat())
+    })
+}
+
+fn batch() -> Value {
     let ok = json!({
         "description": "Every row asked for that the caller may see, each once, one JSON object a line with `__class` \
                         first, and last a line of class `_metadata_`. A body without that line is not complete. What \
                         is not found, or not seen, is left out.",
-        "headers": headers,
+        "headers": streamed_headers(),
         "content": {"application/x-ndjson": {"schema": {"type": "string"}}}
     });
     let own = [
@@ -166,12 +206,17 @@ fn batch() -> Value {
     })
 }
 
+fn sync_id() -> Value {
+    json!({"type": "integer", "format": "int64", "minimum": 0, "maximum": i64::MAX})
+}
+
 fn query(name: &str, schema: Value, description: &str) -> Value {
     json!({"name": name, "in": "query", "schema": schema, "description": description})
 }
 
-fn list(name: &str, description: &str) -> Value {
-    let schema = json!({"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": 1000});
+fn list(name: &str, pattern: &str, description: &str) -> Value {
+    let items = json!({"type": "string", "pattern": pattern});
+    let schema = json!({"type": "array", "items": items, "minItems": 1, "maxItems": 1000});
     json!({"name": name, "in": "query", "style": "form", "explode": false, "schema": schema, "description": description})
 }
 
@@ -193,7 +238,7 @@ fn json_answer(description: &str, schema: &str) -> Value {
 }
 
 /// The given answers and the errors, grouped by status with their codes.
-fn responses(mut answers: Value, codes: &[Code]) -> Value {
+pub(super) fn responses(mut answers: Value, codes: &[Code]) -> Value {
     for code in codes {
         let status = code.status();
         let same: Vec<&Code> = codes.iter().filter(|other| other.status() == status).collect();
@@ -229,28 +274,43 @@ fn answer_headers() -> Value {
     })
 }
 
+/// Those of an answer that is made of no snapshot.
+fn streamed_headers() -> Value {
+    let only_stored = ["x-snapshot-id", "etag", "accept-ranges"];
+    let mut headers = answer_headers();
+    if let Some(headers) = headers.as_object_mut() {
+        headers.retain(|name, _| !only_stored.contains(&name.as_str()));
+    }
+    headers
+}
+
+/// The body of every error.
+pub(super) fn problem() -> Value {
+    let text = || json!({"type": "string"});
+    json!({
+        "type": "object",
+        "required": ["title", "status", "code", "detail", "requestId"],
+        "properties": {
+            "title": text(),
+            "status": {"type": "integer"},
+            "code": {"enum": Code::ALL, "description": "For programs; never changes its meaning."},
+            "detail": {"type": "string", "description": "For people."},
+            "field": {"type": "string", "description": "The parameter or header at fault."},
+            "schemaHash": {"type": "string", "description": "With SCHEMA_MISMATCH: the server's."},
+            "requestId": text()
+        }
+    })
+}
+
+/// The schemas of what operators and clients are told as documents.
+pub(super) fn generator() -> SchemaGenerator {
+    let settings = SchemaSettings::draft2020_12().for_serialize();
+    settings.with(|settings| settings.definitions_path = "/components/schemas".into()).into_generator()
+}
+
 fn schemas() -> Value {
     let text = || json!({"type": "string"});
     let object = |required: &[&str], properties: Value| json!({"type": "object", "required": required, "properties": properties});
-    let field = object(
-        &["name", "type", "sqlType", "nullable"],
-        json!({
-            "name": text(),
-            "type": {"enum": ["boolean", "number", "string", "array", "any"]},
-            "sqlType": text(),
-            "nullable": {"type": "boolean", "description": "Whether the key may be absent."}
-        }),
-    );
-    let model = object(
-        &["name", "loadStrategy", "idField", "batchKeys", "fields"],
-        json!({
-            "name": text(),
-            "loadStrategy": {"enum": ["instant", "lazy", "partial", "explicit"]},
-            "idField": text(),
-            "batchKeys": {"type": "array", "items": text()},
-            "fields": {"type": "array", "items": field}
-        }),
-    );
     let strict = |required: &[&str], properties: Value| json!({"type": "object", "required": required, "properties": properties, "additionalProperties": false});
     let request = json!({"oneOf": [
         strict(&["modelName", "id"], json!({"modelName": text(), "id": text()})),
@@ -260,28 +320,18 @@ fn schemas() -> Value {
             "keyValue": {"type": "string", "description": "For a field of arrays: one of its elements."}
         }))
     ]});
-    json!({
+    let mut schemas = generator();
+    schemas.subschema_for::<GroupsDocument>();
+    schemas.subschema_for::<SchemaDocument<'_>>();
+    let mut schemas = schemas.take_definitions(true);
+    schemas.insert("Problem".to_owned(), problem());
+    let by_hand = json!({
         "Batch": strict(&["requests"], json!({
             "firstSyncId": {
-                "type": ["integer", "null"], "format": "int64", "minimum": 0,
+                "type": ["integer", "null"], "format": "int64", "minimum": 0, "maximum": i64::MAX,
                 "description": "The answer must be true at this sync id or later."
             },
             "requests": {"type": "array", "minItems": 1, "items": request}
-        })),
-        "Problem": object(&["title", "status", "code", "detail", "requestId"], json!({
-            "title": text(),
-            "status": {"type": "integer"},
-            "code": {"enum": Code::ALL, "description": "For programs; never changes its meaning."},
-            "detail": {"type": "string", "description": "For people."},
-            "field": {"type": "string", "description": "The parameter or header at fault."},
-            "schemaHash": {"type": "string", "description": "With SCHEMA_MISMATCH: the server's."},
-            "requestId": text()
-        })),
-        "Groups": object(&["org", "user", "syncGroups"], json!({
-            "org": text(), "user": text(), "syncGroups": {"type": "array", "items": text()}
-        })),
-        "Schema": object(&["schemaHash", "models"], json!({
-            "schemaHash": text(), "models": {"type": "array", "items": model}
         })),
         "Metadata": object(
             &["__class", "method", "epoch", "lastSyncId", "schemaHash", "subscribedSyncGroups", "returnedModelsCount"],
@@ -296,7 +346,9 @@ fn schemas() -> Value {
                 "returnedModelsCount": {"type": "object", "additionalProperties": {"type": "integer"}}
             })
         )
-    })
+    });
+    schemas.extend(by_hand.as_object().cloned().unwrap_or_default());
+    Value::Object(schemas)
 }
 
 #[cfg(test)]
@@ -304,6 +356,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::http::ROUTES;
+    use crate::model::{BootstrapQuery, DeltaQuery};
 
     /// Every `$ref` of the document.
     fn references(value: &Value, found: &mut BTreeSet<String>) {
@@ -328,22 +382,26 @@ mod tests {
             assert!(document.pointer(pointer).is_some(), "{reference}");
         }
         let responses = document["paths"].to_string();
-        for code in Code::ALL.into_iter().filter(|code| !matches!(code, Code::NotFound | Code::MethodNotAllowed)) {
+        let others = [Code::NotFound, Code::MethodNotAllowed, Code::CrossSite, Code::UnknownOrg, Code::NoSnapshot];
+        for code in Code::ALL.into_iter().filter(|code| !others.contains(code)) {
             assert!(responses.contains(&serde_json::to_string(&code).unwrap()), "{code:?}");
         }
     }
 
     #[test]
-    fn every_parameter_of_the_query_is_described() {
-        use crate::model::BootstrapQuery;
+    fn paths_are_the_routes_and_parameters_what_queries_take() {
         let document = describe();
-        for parameter in document["paths"]["/sync/bootstrap"]["get"]["parameters"].as_array().unwrap() {
-            if parameter["in"] == "query" {
-                // A name that the parser does not know is refused with a fault that says so.
-                let name = parameter["name"].as_str().unwrap();
-                let fault = BootstrapQuery::parse([(name, "")]).err().map(|error| error.fault).unwrap_or_default();
-                assert!(!fault.contains("no parameter"), "{name}");
-            }
+        let paths: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(paths, BTreeSet::from(ROUTES));
+        let told = |path: &str| -> BTreeSet<String> {
+            let parameters = document["paths"][path]["get"]["parameters"].as_array().unwrap();
+            let in_query = parameters.iter().filter(|parameter| parameter["in"] == "query");
+            in_query.map(|parameter| parameter["name"].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(told("/sync/bootstrap"), BootstrapQuery::PARAMETERS.map(str::to_owned).into());
+        assert_eq!(told("/sync/delta"), DeltaQuery::PARAMETERS.map(str::to_owned).into());
+        for path in ["/sync/groups", "/sync/schema"] {
+            assert_eq!(told(path), BTreeSet::new());
         }
     }
 }

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::{CACHE_CONTROL, HeaderName};
 use axum::{Extension, Json};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::http::Http;
@@ -20,34 +21,39 @@ use crate::model::{Org, Schema, SchemaHash, SyncGroup, User};
 const PRIVATE: [(HeaderName, &str); 1] = [(CACHE_CONTROL, "private, no-cache")];
 
 /// What a caller holds now.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GroupsDocument {
     /// The caller's org, in canonical form.
+    #[schemars(with = "String")]
     org: Org,
     /// The caller, likewise.
+    #[schemars(with = "String")]
     user: User,
     /// The groups, sorted.
+    #[schemars(with = "Vec<String>")]
     sync_groups: Vec<SyncGroup>,
 }
 
 /// How rows look, for clients that make their own tables or types of it.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SchemaDocument<'a> {
     /// What `schemaHash` of a request is compared with.
+    #[schemars(with = "String")]
     schema_hash: &'a SchemaHash,
     /// The models, in the order of the catalog.
     models: Vec<ModelDocument<'a>>,
 }
 
 /// One model.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct ModelDocument<'a> {
     /// The class of its lines.
     name: &'a str,
     /// When clients get its rows.
+    #[schemars(extend("enum" = [Load::Instant, Load::Lazy, Load::Partial, Load::Explicit]), with = "String")]
     load_strategy: Load,
     /// The field that holds the id; its text is the model id.
     id_field: &'a str,
@@ -58,13 +64,14 @@ struct ModelDocument<'a> {
 }
 
 /// One field.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct FieldDocument<'a> {
     /// Its key.
     name: &'a str,
     /// The JSON type of its values; `any` for those that hold JSON themselves.
     #[serde(rename = "type")]
+    #[schemars(extend("enum" = [JsonKind::Boolean, JsonKind::Number, JsonKind::String, JsonKind::Array, JsonKind::Any]), with = "String")]
     json: JsonKind,
     /// PostgreSQL's name of the type.
     sql_type: &'a str,

@@ -293,6 +293,8 @@ pub struct Shared {
     /// What is known of the watermark.
     pub watermark: WatermarkMetrics,
     measures: Measures,
+    /// Requests by class of status alone, 1xx first; not registered, because they are told by route too.
+    by_class: [Counter; 5],
     registry: Registry,
     settings: MetricsSettings,
 }
@@ -328,11 +330,12 @@ impl Metrics {
         pack_cache.register(&mut registry);
         watermark.register(&mut registry);
         measures.build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
-        Self(Arc::new(Shared { pack_cache, watermark, measures, registry, settings }))
+        Self(Arc::new(Shared { pack_cache, watermark, measures, by_class: Default::default(), registry, settings }))
     }
 
     /// Counts a request of a route that got this status.
     pub fn request(&self, route: &'static str, status: u16) {
+        self.by_class[usize::from(status / 100).clamp(1, 5) - 1].inc();
         let status = match status / 100 {
             1 => "1xx",
             2 => "2xx",
@@ -341,6 +344,11 @@ impl Metrics {
             _ => "5xx",
         };
         self.requests.get_or_create(&Request { route, status }).inc();
+    }
+
+    /// Requests so far by class of status, 1xx first.
+    pub fn requests_by_class(&self) -> [u64; 5] {
+        self.by_class.each_ref().map(Counter::get)
     }
 
     /// Counts a request of a route that has ended, by the word for how.

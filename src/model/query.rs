@@ -44,6 +44,10 @@ impl QueryError {
 }
 
 impl BootstrapQuery {
+    /// The names of all parameters; any other is refused.
+    pub const PARAMETERS: [&str; 7] =
+        ["type", "onlyModels", "syncGroups", "firstSyncId", "schemaHash", "noCache", "noSyncPackets"];
+
     /// Reads decoded name and value pairs. Unknown names are refused: a misspelt filter must not pass for none.
     ///
     /// # Errors
@@ -52,9 +56,7 @@ impl BootstrapQuery {
         let mut query = Self::default();
         let mut seen = BTreeSet::new();
         for (name, value) in pairs {
-            if !seen.insert(name) {
-                return Err(QueryError::new(name, "stands twice"));
-            }
+            known(name, &Self::PARAMETERS, &mut seen)?;
             match name {
                 "type" => match value {
                     "full" => query.partial = false,
@@ -67,7 +69,7 @@ impl BootstrapQuery {
                 "schemaHash" => query.schema_hash = Some(SchemaHash::new(value)),
                 "noCache" => query.no_cache = flag(name, value)?,
                 "noSyncPackets" => query.no_sync_packets = flag(name, value)?,
-                _ => return Err(QueryError::new(name, "is no parameter of this call")),
+                _ => return Err(unknown(name)),
             }
         }
         if query.partial && query.only_models.is_none() && query.sync_groups.is_none() {
@@ -94,6 +96,9 @@ pub struct DeltaQuery {
 }
 
 impl DeltaQuery {
+    /// The names of all parameters; any other is refused.
+    pub const PARAMETERS: [&str; 4] = ["lastSyncId", "epoch", "toSyncId", "schemaHash"];
+
     /// Reads decoded name and value pairs. Unknown names are refused.
     ///
     /// # Errors
@@ -102,16 +107,14 @@ impl DeltaQuery {
         let (mut last, mut epoch, mut to, mut schema_hash) = (None, None, None, None);
         let mut seen = BTreeSet::new();
         for (name, value) in pairs {
-            if !seen.insert(name) {
-                return Err(QueryError::new(name, "stands twice"));
-            }
+            known(name, &Self::PARAMETERS, &mut seen)?;
             match name {
                 "lastSyncId" => last = Some(sync_id(name, value)?),
                 "epoch" if value.is_empty() => return Err(QueryError::new(name, "is empty")),
                 "epoch" => epoch = Some(Epoch::new(value)),
                 "toSyncId" => to = Some(sync_id(name, value)?),
                 "schemaHash" => schema_hash = Some(SchemaHash::new(value)),
-                _ => return Err(QueryError::new(name, "is no parameter of this call")),
+                _ => return Err(unknown(name)),
             }
         }
         let missing = |name| QueryError::new(name, "is needed: the metadata of the last answer has it");
@@ -122,6 +125,18 @@ impl DeltaQuery {
         }
         Ok(Self { last_sync_id, epoch, to_sync_id: to, schema_hash })
     }
+}
+
+/// Refuses a name that is none of these, or that stands twice.
+fn known<'a>(name: &'a str, names: &[&str], seen: &mut BTreeSet<&'a str>) -> Result<(), QueryError> {
+    if !names.contains(&name) {
+        return Err(unknown(name));
+    }
+    if seen.insert(name) { Ok(()) } else { Err(QueryError::new(name, "stands twice")) }
+}
+
+fn unknown(name: &str) -> QueryError {
+    QueryError::new(name, "is no parameter of this call")
 }
 
 fn sync_id(name: &str, value: &str) -> Result<SyncId, QueryError> {

@@ -128,7 +128,10 @@ impl Service {
         for _ in 0..TRIES {
             let asked = self.asked(caller, query, at).await?;
             match self.answer(&asked, shared).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    self.shared.last.note(&caller.org, answer.facts.method, answer.facts.why);
+                    return Ok(answer);
+                }
                 // What was found has gone since: only another look helps.
                 Err(Again::Moved) => (at, shared) = (Instant::now(), Duration::ZERO),
                 Err(Again::No(error)) => return Err(error),

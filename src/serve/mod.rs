@@ -9,8 +9,12 @@ pub mod batch;
 pub mod bootstrap;
 pub mod delta;
 pub mod freshness;
+pub mod inspect;
+pub mod last;
+pub mod operate;
 pub mod refused;
 pub mod stored;
+pub mod survey;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +38,9 @@ use crate::serve::batch::{LoadError, Loader};
 use crate::serve::bootstrap::BootstrapSettings;
 use crate::serve::delta::{CatchUp, DeltaSettings, Resync};
 use crate::serve::freshness::Freshness;
+use crate::serve::last::LastAnswers;
 use crate::serve::refused::Refused;
+use crate::serve::survey::Surveyor;
 use crate::source::{Source, SourceError};
 use crate::store::{PackCache, SnapshotStore, StoreError};
 use crate::wire::trailer::Method;
@@ -57,6 +63,8 @@ struct Shared {
     freshness: Freshness,
     loader: Loader,
     refused: Refused,
+    last: LastAnswers,
+    surveyor: Surveyor,
     settings: ServeSettings,
     metrics: Metrics,
 }
@@ -113,8 +121,9 @@ impl Service {
     ) -> Self {
         let wait = settings.bootstrap.database_wait();
         let freshness = Freshness::new(source.clone(), store.clone(), dumps.clone(), settings.freshness, wait);
-        let refused = Refused::default();
-        let shared = Shared { source, store, cache, dumps, freshness, loader, refused, settings, metrics };
+        let (refused, last, surveyor) = (Refused::default(), LastAnswers::default(), Surveyor::default());
+        let shared =
+            Shared { source, store, cache, dumps, freshness, loader, refused, last, surveyor, settings, metrics };
         Self { shared: Arc::new(shared) }
     }
 
@@ -347,6 +356,12 @@ pub enum ServeError {
     /// A batch, or one request of it, asks for more than one answer may hold.
     #[error(transparent)]
     TooMuch(QueryError),
+    /// An operator named an org that the database does not know.
+    #[error("the database knows no such org")]
+    UnknownOrg,
+    /// An operator asked for a snapshot that is not there, or not any more.
+    #[error("the store holds no such snapshot of the org")]
+    NoSnapshot,
     /// The rows could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),

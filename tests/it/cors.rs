@@ -1,7 +1,5 @@
 //! Pages of other origins, in a real browser: one of an allowed origin uses the whole API, any other gets nothing.
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use axum::Router;
@@ -12,45 +10,13 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::support::browser::Browser;
 use crate::support::postgres::Database;
 use crate::support::server::Setup;
 use crate::support::studio;
 
 /// What a page does with the service, told to its own origin in the end.
 const PAGE: &str = include_str!("cors.html");
-
-/// A browser with a page open; killed when dropped.
-struct Browser {
-    process: Child,
-    _profile: tempfile::TempDir,
-}
-
-impl Browser {
-    fn open(url: &str) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/dev/chromium.sh");
-        let found = Command::new(script).arg("bin").output().expect("run chromium.sh");
-        assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
-        let profile = tempfile::tempdir().expect("a temporary folder");
-        let process = Command::new(String::from_utf8(found.stdout).expect("a path").trim_end())
-            // Containers and root have no sandbox; the page is ours.
-            .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
-            .args(["--disable-background-networking", "--disable-component-update"])
-            .arg(format!("--user-data-dir={}", profile.path().display()))
-            .arg(url)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start the browser");
-        Self { process, _profile: profile }
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 /// What a page at this origin tells of its requests.
 async fn told(origin: &str, told: &mut mpsc::Receiver<Value>) -> Value {

@@ -45,6 +45,12 @@ pub enum Code {
     NotAcceptable,
     /// The range lies behind the end.
     RangeNotSatisfiable,
+    /// A page of another origin asked, or a name that is not this service's.
+    CrossSite,
+    /// The database knows no such org.
+    UnknownOrg,
+    /// There is no such snapshot, or not any more.
+    NoSnapshot,
     /// Nothing is at this path.
     NotFound,
     /// The path is not asked with this method.
@@ -73,7 +79,7 @@ pub enum Code {
 
 impl Code {
     /// All of them, for the API's description.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 31] = [
         Self::Unauthenticated,
         Self::IssuerUnavailable,
         Self::InvalidQuery,
@@ -90,6 +96,9 @@ impl Code {
         Self::UnsupportedMediaType,
         Self::NotAcceptable,
         Self::RangeNotSatisfiable,
+        Self::CrossSite,
+        Self::UnknownOrg,
+        Self::NoSnapshot,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::UriTooLong,
@@ -114,12 +123,12 @@ impl Code {
             }
             Self::RequestTooLarge | Self::AnswerTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::GroupNotHeld | Self::NoCacheRefused => StatusCode::FORBIDDEN,
+            Self::GroupNotHeld | Self::NoCacheRefused | Self::CrossSite => StatusCode::FORBIDDEN,
             Self::SchemaMismatch => StatusCode::CONFLICT,
             Self::ResyncRequired => StatusCode::GONE,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
-            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::UnknownOrg | Self::NoSnapshot | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -141,6 +150,11 @@ impl Code {
             Self::Unauthenticated => "a valid bearer token is needed",
             Self::IssuerUnavailable => "the keys that tokens are checked with can't be had",
             Self::NotAcceptable => "zstd, gzip and identity are offered; `accept-encoding` refuses them",
+            Self::CrossSite => {
+                "only the service's own page and programs may ask this; with admin.token set, by any name"
+            }
+            Self::UnknownOrg => "the database knows no org with this id",
+            Self::NoSnapshot => "the store holds no such snapshot of this org",
             Self::NotFound => "there is nothing at this path",
             Self::UnsupportedMediaType => "the body is `application/json`, without a content coding",
             Self::MethodNotAllowed => "this path is asked with another method",
@@ -173,6 +187,8 @@ pub(super) fn serve_code(error: &ServeError) -> Code {
         ServeError::NoSuchModel(_) => Code::UnknownModel,
         ServeError::NoSuchKey(_) => Code::InvalidKey,
         ServeError::TooMuch(_) => Code::AnswerTooLarge,
+        ServeError::UnknownOrg => Code::UnknownOrg,
+        ServeError::NoSnapshot => Code::NoSnapshot,
         ServeError::Load(error) => load_code(error),
     }
 }

@@ -57,6 +57,15 @@ pub enum HttpError {
     /// The range lies behind the end of an answer of this many bytes.
     #[error("the range lies behind the end")]
     Range(u64),
+    /// It was not sent from where operators are.
+    #[error("a request of another site was refused")]
+    CrossSite,
+    /// As many pages follow the events as may.
+    #[error("{0} pages follow the events already")]
+    Watchers(usize),
+    /// The service takes no one in any more.
+    #[error("the service is stopping")]
+    Stopping,
     /// There is nothing at this path.
     #[error("there is nothing at this path")]
     NotFound,
@@ -111,6 +120,9 @@ impl HttpError {
             Self::Serve(error) => serve_code(error),
             Self::NotAcceptable => Code::NotAcceptable,
             Self::Range(_) => Code::RangeNotSatisfiable,
+            Self::CrossSite => Code::CrossSite,
+            Self::Watchers(_) => Code::Overloaded,
+            Self::Stopping => Code::Stopping,
             Self::NotFound => Code::NotFound,
             Self::Method(_) => Code::MethodNotAllowed,
             Self::Uri(_) => Code::UriTooLong,

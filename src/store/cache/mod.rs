@@ -187,6 +187,10 @@ impl PackCache {
                 let room = self.shelf.room(manifest.weight(), self.room_wait).await.ok_or(StoreError::NoRoom)?;
                 return Ok((Value::Manifest(Arc::new(manifest)), room));
             }
+            // Stores may find a manifest by its org and id alone.
+            Ok(manifest) if (&manifest.org, manifest.id) == (&slot.org, snapshot) => {
+                return Err(StoreError::Missing(format!("manifest {snapshot} in schema {}", slot.schema)));
+            }
             Ok(_) => "it is of another snapshot".to_owned(),
             Err(error) => error.to_string(),
         };

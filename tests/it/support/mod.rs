@@ -1,10 +1,13 @@
 //! What the tests share: databases of their own on the server that `make test` started.
 
 pub mod authority;
+pub mod browser;
 pub mod cluster;
 pub mod collector;
+pub mod contract;
 pub mod dice;
 pub mod issuer;
+pub mod operators;
 pub mod oracle;
 pub mod pooler;
 pub mod postgres;

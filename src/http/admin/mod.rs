@@ -3,6 +3,17 @@
 //! It tells hosts and sessions. Who reaches its port may see all of it, unless it has a token; then whether the service
 //! lives and is ready is all that is told without one, so that probes need no secret. Without a token it is only ever
 //! reached from its own machine: see [`AdminSettings::check`].
+//!
+//! `operations` is the API (declared by `api`), `page` the dashboard over it, `feed` the events it follows. All of these
+//! are asked from here only: see `origin`.
+
+mod api;
+mod feed;
+mod operations;
+mod origin;
+mod page;
+mod request;
+mod traffic;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,9 +28,13 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Secret;
+use crate::http::admin::feed::Feed;
+use crate::http::admin::origin::from_here;
+use crate::http::admin::request::attend;
 use crate::http::guard::{Guard, guarded};
 use crate::metrics::{self, Metrics};
 use crate::serve::{Health, PartHealth, Service};
+use crate::task::Tasks;
 
 /// Where operators reach the service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -87,20 +102,34 @@ struct Admin {
     metrics: Metrics,
     stop: CancellationToken,
     guard: Guard,
+    feed: Feed,
 }
 
-/// `/livez` and `/readyz` for everyone, `/metrics` for operators. Once `stop` is cancelled the service is not ready any
-/// more.
-pub fn router(service: Service, metrics: Metrics, stop: CancellationToken, settings: &AdminSettings) -> Router {
+/// `/livez` and `/readyz` for everyone; for operators `/metrics`, the operations API and the dashboard. Once `stop` is
+/// cancelled the service is not ready any more, and pages are not followed by events. What they are told is made by a task
+/// of `tasks`.
+pub fn router(
+    service: Service,
+    metrics: Metrics,
+    stop: CancellationToken,
+    settings: &AdminSettings,
+    tasks: &Tasks,
+) -> Router {
     let guard = Guard::new(settings.token.as_ref());
-    let for_operators = Router::new()
-        .route("/metrics", get(render))
-        .route_layer(middleware::from_fn_with_state(guard.clone(), guarded));
+    let feed = Feed::start(service.clone(), &metrics, stop.clone(), tasks);
+    let (operations, document) = operations::routes();
+    let document = async move || ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], document);
+    let for_operators = operations
+        .route("/openapi.json", get(document))
+        .merge(page::routes())
+        .route_layer(middleware::from_fn_with_state(guard.clone(), from_here))
+        .route_layer(middleware::from_fn_with_state(guard.clone(), guarded))
+        .route_layer(middleware::from_fn(attend));
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .merge(for_operators)
-        .with_state(Arc::new(Admin { service, metrics, stop, guard }))
+        .with_state(Arc::new(Admin { service, metrics, stop, guard, feed }))
 }
 
 /// 200 while clients can be served, if only some of them; 503 otherwise.
