@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::dump::DumpError;
@@ -19,6 +20,8 @@ pub(super) struct Driving {
     pub dumps: Dumps,
     pub live: Arc<LiveDump>,
     pub waiting: bool,
+    /// Free again once its end is counted, so that no more are ever counted as made than may be.
+    pub place: Option<OwnedSemaphorePermit>,
     /// Held once it is made, for the metrics.
     pub counted: Option<Held>,
     /// The generation it began from, if the store told.
@@ -29,7 +32,8 @@ pub(super) struct Driving {
 
 impl Driving {
     /// It has a place: it no longer counts among those that wait.
-    pub fn got_place(&mut self) {
+    pub fn got_place(&mut self, place: OwnedSemaphorePermit) {
+        self.place = Some(place);
         self.waiting = false;
         self.dumps.shared.lock().waiting -= 1;
         self.dumps.shared.metrics.waiting_dumps.dec();

@@ -66,7 +66,7 @@ pub(super) struct Shared {
     settings: DumpSettings,
     pub(super) metrics: Metrics,
     budget: Arc<SpoolBudget>,
-    places: Semaphore,
+    places: Arc<Semaphore>,
     /// Whose turn it is to be stored again.
     pub(super) storing_again: Semaphore,
     /// Names this process in leases.
@@ -110,7 +110,7 @@ impl Dumps {
             store,
             tasks,
             budget: Arc::new(SpoolBudget::new(settings.spool_max_bytes, metrics.clone())),
-            places: Semaphore::new(settings.concurrent),
+            places: Arc::new(Semaphore::new(settings.concurrent)),
             storing_again: Semaphore::new(1),
             owner: SnapshotId::random(),
             slots: Mutex::default(),
@@ -217,6 +217,7 @@ impl Dumps {
                 dumps: dumps.clone(),
                 live: live.clone(),
                 waiting: true,
+                place: None,
                 counted: None,
                 over: None,
                 stored: false,
@@ -250,8 +251,8 @@ impl Dumps {
     async fn take_turn(&self, driving: &mut Driving, held: &mut Option<Lease>) {
         let shared = &self.shared;
         let live = driving.live.clone();
-        let Ok(mut place) = shared.places.acquire().await else { return };
-        driving.got_place();
+        let Ok(place) = shared.places.clone().acquire_owned().await else { return };
+        driving.got_place(place);
         {
             // What is wished of it from now on does not hold it up.
             let _slots = shared.lock();
@@ -264,15 +265,14 @@ impl Dumps {
                 return;
             }
             // Following takes no connection to the database.
-            drop(place);
+            driving.place = None;
             if self.follow(driving).await {
                 return;
             }
-            let Ok(again) = shared.places.acquire().await else { return };
-            place = again;
+            let Ok(place) = shared.places.clone().acquire_owned().await else { return };
+            driving.place = Some(place);
             lease = shared.store.acquire(org, shared.owner, shared.settings.lease()).await;
         }
-        let _place = place;
         // Readers wait for this dump: it is made whoever else dumps the org, and the generation decides which of them is
         // published. The same when the store is down.
         *held = lease.unwrap_or_default();

@@ -176,7 +176,7 @@ async fn whoever_lost_its_lease_does_not_publish_over_what_came_after() {
     assert_eq!(fetch(&slow, SNAPSHOT, &token).await.0, stage.visible("ann").await, "and then what is published");
 }
 
-/// Rows of org 7 that hardly compress, all in one group set, so that packs fill up while the dump goes on: about 16 MB.
+/// Rows of org 7 that hardly compress, all in one group set, so that packs fill up while the dump goes on: about 24 MB.
 const BULKY: &str = r#"
     UPDATE studio."Project" SET circle_ids = NULL WHERE workspace_id = 7;
     UPDATE studio.task AS t
@@ -185,7 +185,7 @@ const BULKY: &str = r#"
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_follows_the_dump_of_another_one_and_outlives_it() {
-    let mut stage = stage(BULKY, 200).await;
+    let mut stage = stage(BULKY, 300).await;
     stage.setup.set("HEADSTART_FRESHNESS_HARD_PENDING", "0");
     stage.background(false);
     let (ann, bob) = (stage.setup.token("7", "ann", None), stage.setup.token("7", "bob", None));
