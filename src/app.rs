@@ -71,7 +71,7 @@ impl Rooms {
     /// # Errors
     /// The first setting or file that can't be used.
     pub async fn open(config: &Config) -> Result<Self, AppError> {
-        let (tasks, metrics) = (Tasks::new(), Metrics::new(config.metrics.clone()));
+        let (tasks, metrics) = (Tasks::new(), Metrics::with(config.metrics.clone()));
         let source = open_source(config, &tasks, &metrics)?;
         let store = open_store(config, &tasks).await?;
         let patience = config.store.patience();

@@ -217,7 +217,7 @@ mod tests {
     fn followed(issuer: &Issuer) -> Arc<Published> {
         let published = Arc::new(Published::new(RHYTHM, issuer.fetch()));
         let task = published.clone();
-        tokio::spawn(async move { task.keep_fresh(&Metrics::default()).await });
+        tokio::spawn(async move { task.keep_fresh(&Metrics::new()).await });
         published
     }
 

@@ -104,7 +104,7 @@ async fn check_database(config: &Config, catalog: Option<Arc<Catalog>>, tasks: &
     // Rows that nobody sees are counted, which takes as long as the tables are large.
     let mut config = config.clone();
     config.postgres.pool.statement_timeout_ms = 0;
-    let pool = match app::open_pool(&config, tasks, &Metrics::default()) {
+    let pool = match app::open_pool(&config, tasks, &Metrics::new()) {
         Ok(pool) => pool,
         Err(error) => return findings.error("database", "postgres.url", Chain(&error).to_string(), ""),
     };
@@ -119,7 +119,7 @@ async fn check_database(config: &Config, catalog: Option<Arc<Catalog>>, tasks: &
 
 /// Whether the standby follows the primary. Without it the primary is read, so it is a warning.
 async fn check_replica(config: &Config, primary: &Pool, tasks: &Tasks, findings: &mut Findings) {
-    let replica = match app::open_replica(config, tasks, &Metrics::default()) {
+    let replica = match app::open_replica(config, tasks, &Metrics::new()) {
         Ok(Some(replica)) => replica,
         Ok(None) => return,
         Err(error) => return findings.error("database", "postgres.replica_url", Chain(&error).to_string(), ""),

@@ -40,13 +40,13 @@ pub async fn run(args: &MigrateArgs, config: &Config, tasks: &Tasks) -> Result<(
     // An index over a long log takes its time, and the server's word for that is the only one needed.
     let mut config = config.clone();
     config.postgres.pool.statement_timeout_ms = 0;
-    let client = app::open_pool(&config, tasks, &Metrics::default())?.get().await?;
+    let client = app::open_pool(&config, tasks, &Metrics::new())?.get().await?;
     let lock_timeout = Duration::from_millis(args.lock_timeout_ms);
     if args.apply { apply(client, &catalog, lock_timeout).await } else { print(client, &catalog, lock_timeout).await }
 }
 
 async fn trim(config: &Config, tasks: &Tasks) -> Result<(), CliError> {
-    let metrics = Metrics::default();
+    let metrics = Metrics::new();
     let (source, store) = (app::open_source(config, tasks, &metrics)?, app::open_store(config, tasks).await?);
     let trimmed = Trimmer::new(source, store, config.trim.clone(), metrics).round().await?;
     writeln!(std::io::stdout().lock(), "done: {trimmed} actions are gone from the log")?;

@@ -131,7 +131,7 @@ async fn show(store: &dyn SnapshotStore, org: &Org, config: &Config, tasks: &Tas
 
 /// The schema in force; `None` while the database does not tell it.
 async fn present_schema(config: &Config, tasks: &Tasks) -> Option<Arc<Schema>> {
-    let schema = match app::open_source(config, tasks, &Metrics::default()) {
+    let schema = match app::open_source(config, tasks, &Metrics::new()) {
         Ok(source) => source.schema().await.map_err(AppError::from),
         Err(error) => Err(error),
     };

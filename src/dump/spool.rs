@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_budget_is_shared_and_comes_back() {
-        let metrics = Metrics::default();
+        let metrics = Metrics::new();
         let budget = Arc::new(SpoolBudget::new(10, metrics.clone()));
         let folder = tempfile::tempdir().unwrap();
         let one = Spool::create(folder.path(), budget.clone()).unwrap();

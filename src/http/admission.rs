@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn an_org_that_is_full_leaves_room_and_every_place_comes_back() {
         let settings = AdmissionSettings { streams: 3, org_streams: 2, ..AdmissionSettings::default() };
-        let admission = Admission::new(settings, Metrics::default());
+        let admission = Admission::new(settings, Metrics::new());
         let admit = |kind, org: &str| admission.admit(kind, org);
         let a = [admit(Kind::Stream, "a"), admit(Kind::Stream, "a")].map(Result::ok);
         assert_eq!(admit(Kind::Stream, "a").err(), Some(Scope::Org));

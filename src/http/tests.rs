@@ -68,7 +68,7 @@ fn door_on(
     change(&mut settings);
     let panics = async || -> &'static str { panic!("on purpose") };
     let routes = Router::new().route("/", get(handler)).route("/panic", get(panics));
-    let router = framed(routes, Arc::new(settings.rules(Metrics::default()).unwrap()));
+    let router = framed(routes, Arc::new(settings.rules(Metrics::new()).unwrap()));
     let (stop, tasks) = (CancellationToken::new(), Tasks::new());
     let address = listener.local_addr().unwrap();
     let ended = CancellationToken::new();
@@ -76,7 +76,7 @@ fn door_on(
         let (stop, tasks, ended) = (stop.clone(), tasks.clone(), ended.clone().drop_guard());
         async move {
             let _ended = ended;
-            let pacing = settings.pacing(Metrics::default());
+            let pacing = settings.pacing(Metrics::new());
             server::serve(listener, router, &settings, &pacing, &tasks, stop).await;
         }
     });

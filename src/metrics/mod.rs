@@ -316,8 +316,13 @@ impl Deref for Shared {
 }
 
 impl Metrics {
+    /// New metrics, all at zero, with the settings' defaults.
+    pub fn new() -> Self {
+        Self::with(MetricsSettings::default())
+    }
+
     /// New metrics, all at zero.
-    pub fn new(settings: MetricsSettings) -> Self {
+    pub fn with(settings: MetricsSettings) -> Self {
         let mut registry = Registry::with_prefix("headstart");
         let (measures, pack_cache) = (Measures::default(), CacheMetrics::default());
         let watermark = WatermarkMetrics::default();
@@ -473,7 +478,7 @@ impl Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new(MetricsSettings::default())
+        Self::new()
     }
 }
 

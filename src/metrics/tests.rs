@@ -4,7 +4,7 @@ use super::{Metrics, MetricsSettings};
 
 #[test]
 fn what_is_counted_is_printed_with_its_unit() {
-    let metrics = Metrics::default();
+    let metrics = Metrics::new();
     metrics.request("/sync/bootstrap", 200);
     metrics.request("/sync/bootstrap", 206);
     metrics.request("/sync/bootstrap", 503);
@@ -32,7 +32,7 @@ fn what_is_counted_is_printed_with_its_unit() {
 
 #[test]
 fn a_level_falls_with_its_guard() {
-    let metrics = Metrics::default();
+    let metrics = Metrics::new();
     let one = metrics.followers.hold();
     let two = metrics.clone().followers.hold();
     assert_eq!(metrics.followers.get(), 2);
@@ -42,7 +42,7 @@ fn a_level_falls_with_its_guard() {
 
 #[test]
 fn orgs_are_told_while_they_are_among_the_worst() {
-    let metrics = Metrics::new(MetricsSettings { worst_orgs: 2 });
+    let metrics = Metrics::with(MetricsSettings { worst_orgs: 2 });
     let told = |name: &str| -> Vec<String> {
         let text = metrics.encode();
         let series = text.lines().filter_map(|line| line.strip_prefix("headstart_")?.strip_prefix(name));

@@ -47,17 +47,12 @@ impl Door {
         let auth = AuthSettings { hs256_secret: Some(Secret::new("k".repeat(32))), ..AuthSettings::default() };
         let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let address = axum::serve::Listener::local_addr(&listener).unwrap();
-        let router = http::router(
-            world.service.clone(),
-            auth.keys().unwrap(),
-            Metrics::default(),
-            &settings,
-            &Default::default(),
-        )
-        .unwrap();
+        let router =
+            http::router(world.service.clone(), auth.keys().unwrap(), Metrics::new(), &settings, &Default::default())
+                .unwrap();
         let (stop, tasks) = (CancellationToken::new(), world.tasks.clone());
         let stopped = stop.clone();
-        let pacing = settings.pacing(Metrics::default());
+        let pacing = settings.pacing(Metrics::new());
         tokio::spawn(async move { server::serve(listener, router, &settings, &pacing, &tasks, stopped).await });
         let client = Client::new();
         let document = client.get(format!("http://{address}/openapi.json")).send().await.unwrap();
@@ -413,7 +408,7 @@ fn settings_that_make_no_sense_are_refused_by_name() {
     let world = World::new();
     let auth = AuthSettings { hs256_secret: Some(Secret::new("k".repeat(32))), ..AuthSettings::default() };
     let fault = |settings: HttpSettings| {
-        http::router(world.service.clone(), auth.keys().unwrap(), Metrics::default(), &settings, &Default::default())
+        http::router(world.service.clone(), auth.keys().unwrap(), Metrics::new(), &settings, &Default::default())
             .err()
             .map(|error| error.to_string())
     };

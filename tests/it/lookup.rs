@@ -61,7 +61,7 @@ fn source(database: &Database) -> PostgresSource {
         ScanSettings::default(),
         WatermarkSettings::default(),
         tasks,
-        Metrics::default(),
+        Metrics::new(),
     )
 }
 

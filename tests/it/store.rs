@@ -81,7 +81,7 @@ async fn memory_keeps_the_contract() {
 
 #[tokio::test(start_paused = true)]
 async fn a_guarded_store_keeps_the_contract() {
-    let guarded = |store| GuardedStore::new(store, Duration::from_secs(1), Tasks::new(), Metrics::default());
+    let guarded = |store| GuardedStore::new(store, Duration::from_secs(1), Tasks::new(), Metrics::new());
     contract::run(async |retention| Arc::new(guarded(Arc::new(MemoryStore::new(retention)))) as _).await;
     contract::announcing::run(&guarded(Arc::new(MemoryStore::new(LONG)))).await;
 }

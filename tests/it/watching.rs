@@ -51,7 +51,7 @@ fn named(text: &str) -> BTreeSet<&str> {
 #[test]
 fn every_series_that_is_watched_is_one_that_is_told() {
     let declared = declared();
-    let printed = headstart::metrics::Metrics::default().encode();
+    let printed = headstart::metrics::Metrics::new().encode();
     for line in printed.lines().filter(|line| !line.starts_with('#')) {
         let series = line.split(['{', ' ']).next().expect("a name");
         assert!(declared.contains(series), "{series} is told and was not found");

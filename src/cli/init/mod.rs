@@ -75,7 +75,7 @@ pub async fn run(args: &InitArgs, config: &Config, tasks: &Tasks) -> Result<(), 
     if !args.print && !args.force && path.exists() {
         return Err(InitError::Exists(path.clone()).into());
     }
-    let client = app::open_pool(config, tasks, &Metrics::default())?.get().await?;
+    let client = app::open_pool(config, tasks, &Metrics::new())?.get().await?;
     let survey = read::read(&*client, &args.schemas).await?;
     if survey.tables.is_empty() {
         let place = if args.schemas.is_empty() { "the database".into() } else { args.schemas.join(", ") };

@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn points_hold_what_happened_since_the_last_and_old_ones_go() {
-        let metrics = Metrics::default();
+        let metrics = Metrics::new();
         metrics.request("/", 500);
         let mut traffic = Traffic::new(metrics.clone());
         metrics.request("/", 200);

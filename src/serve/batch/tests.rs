@@ -49,7 +49,7 @@ fn schema() -> Arc<Schema> {
 
 impl Bench {
     fn new(settings: LoaderSettings) -> Self {
-        let (source, metrics) = (Arc::new(MemorySource::new(schema())), Metrics::default());
+        let (source, metrics) = (Arc::new(MemorySource::new(schema())), Metrics::new());
         let loader = Loader::new(source.clone(), Tasks::new(), settings, metrics.clone());
         Self { source, loader, metrics }
     }

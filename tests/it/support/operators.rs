@@ -39,12 +39,12 @@ impl Operators {
 
     pub async fn with(world: World, token: Option<&str>) -> Self {
         let settings = AdminSettings { token: token.map(Secret::new), ..AdminSettings::default() };
-        let (stop, metrics, http) = (CancellationToken::new(), Metrics::default(), HttpSettings::default());
+        let (stop, metrics, http) = (CancellationToken::new(), Metrics::new(), HttpSettings::default());
         let router = admin::router(world.service.clone(), metrics.clone(), stop.clone(), &settings, &world.tasks);
         let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.expect("a free port"));
         let address = axum::serve::Listener::local_addr(&listener).expect("its address");
         let (tasks, stopped) = (world.tasks.clone(), stop.clone());
-        let pacing = http.pacing(Metrics::default());
+        let pacing = http.pacing(Metrics::new());
         tokio::spawn(async move { server::serve(listener, router, &http, &pacing, &tasks, stopped).await });
         let client = Client::new();
         let ask = client.get(format!("http://{address}/openapi.json")).bearer_auth(token.unwrap_or("none"));

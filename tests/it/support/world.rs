@@ -67,10 +67,10 @@ impl World {
         let schema = schema("uuid");
         let source = Arc::new(MemorySource::new(schema.clone()));
         let tasks = Tasks::new();
-        let dumps = Dumps::new(source.clone(), store.clone(), tasks.clone(), settings, Metrics::default());
+        let dumps = Dumps::new(source.clone(), store.clone(), tasks.clone(), settings, Metrics::new());
         let cache = PackCache::new(store.clone(), &Default::default(), tasks.clone(), Default::default());
         // Looks are not shared beyond those who ask at the same time, so that a test sees its own changes at once.
-        let loader = Loader::new(source.clone(), tasks.clone(), LoaderSettings::default(), Metrics::default());
+        let loader = Loader::new(source.clone(), tasks.clone(), LoaderSettings::default(), Metrics::new());
         let bootstrap = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
         let settings = ServeSettings {
             freshness: LIMITS,
@@ -79,13 +79,13 @@ impl World {
             batch: BatchSettings::default(),
         };
         let service =
-            Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings, Metrics::default());
+            Service::new(source.clone(), store.clone(), cache, dumps.clone(), loader, settings, Metrics::new());
         Self { source, store, dumps, service, tasks, schema }
     }
 
     pub fn runner(&self) -> Runner {
         let (source, store, dumps) = (self.source.clone(), self.store.clone(), self.dumps.clone());
-        Runner::new(source, store, dumps, LIMITS, None, self.tasks.clone(), Metrics::default())
+        Runner::new(source, store, dumps, LIMITS, None, self.tasks.clone(), Metrics::new())
     }
 
     /// Puts `count` issues into a team, with ids from `from` on.

@@ -106,7 +106,7 @@ impl World {
         let source = Arc::new(LinkedSource { history: self.history.clone(), link: link.clone() });
         let store = LinkedStore { store: self.store.clone(), history: self.history.clone(), link: link.clone() };
         let store: Arc<dyn SnapshotStore> = Arc::new(store);
-        let (tasks, metrics) = (Tasks::new(), Metrics::default());
+        let (tasks, metrics) = (Tasks::new(), Metrics::new());
         let store: Arc<dyn SnapshotStore> =
             Arc::new(GuardedStore::new(store, Duration::from_secs(2), tasks.clone(), metrics.clone()));
         // Small, so that there are several frames and dumps that wait.
