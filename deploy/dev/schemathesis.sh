@@ -16,22 +16,7 @@ examples=${EXAMPLES:-60}
 # Longer than the examples take; a hanging run ends.
 most_seconds=300
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/headstart-api.XXXXXX")
-chmod 755 "$work"
-
-finish() {
-    local status=$?
-    trap - EXIT INT TERM HUP
-    [ ! -e "$work/service.pid" ] || end_process "$work/service.pid" "$binary serve" 40
-    [ -z "${database:-}" ] || "$bin/psql" -qAt "$HEADSTART_TEST_POSTGRES_URL" -c "DROP DATABASE IF EXISTS $database WITH (FORCE)" || true
-    [ ! -e "$work/postgres" ] || deploy/dev/postgres.sh remove "$work/postgres" || say "PostgreSQL in $work was not stopped"
-    [ "$status" = 0 ] || tail -n 30 "$work/service.log" >&2 || true
-    rm -rf "$work"
-    exit "$status"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
+. deploy/dev/workspace.sh
 
 install_tester() {
     python3 -m venv --help >/dev/null 2>&1 || install_packages "Python's venv" python3 python3-venv
@@ -41,32 +26,6 @@ install_tester() {
     python3 -m venv "$tester"
     "$tester/bin/python" -m pip install --quiet --no-deps --disable-pip-version-check -r deploy/dev/schemathesis.txt
     cp deploy/dev/schemathesis.txt "$tester/installed.txt"
-}
-
-start_service() {
-    local port
-    bin=${HEADSTART_TEST_POSTGRES_BIN:-$(deploy/dev/postgres.sh bin)}
-    database=api_$(od -An -N 6 -t x1 /dev/urandom | tr -d ' \n')
-    if [ -z "${HEADSTART_TEST_POSTGRES_URL:-}" ]; then
-        port=$(deploy/dev/postgres.sh start "$work/postgres" fsync=off)
-        HEADSTART_TEST_POSTGRES_URL="postgres://postgres@127.0.0.1:$port/postgres?sslmode=disable"
-    fi
-    "$bin/psql" -qAt "$HEADSTART_TEST_POSTGRES_URL" -c "CREATE DATABASE $database"
-    HEADSTART_POSTGRES_URL=$(sed -E "s|(://[^/]*/)[^?]*|\1$database|" <<<"$HEADSTART_TEST_POSTGRES_URL")
-    : >"$work/headstart.toml"
-    mkdir "$work/spool"
-    HEADSTART_AUTH_HS256_SECRET=$(od -An -N 32 -t x1 /dev/urandom | tr -d ' \n')
-    HEADSTART_ADMIN_TOKEN=$(od -An -N 32 -t x1 /dev/urandom | tr -d ' \n')
-    HEADSTART_HTTP_LISTEN=127.0.0.1:$(free_port 8190)
-    HEADSTART_ADMIN_LISTEN=127.0.0.1:$(free_port $((${HEADSTART_HTTP_LISTEN#*:} + 1)))
-    export HEADSTART_POSTGRES_URL HEADSTART_AUTH_HS256_SECRET HEADSTART_ADMIN_TOKEN HEADSTART_HTTP_LISTEN HEADSTART_ADMIN_LISTEN
-    export HEADSTART_CONFIG=$work/headstart.toml HEADSTART_CATALOG_PATH=$PWD/config/catalog.toml
-    export HEADSTART_STORE_URL=file://$work/store HEADSTART_DUMP_SPOOL_DIR=$work/spool
-    "$binary" seed --scale small >/dev/null
-    "$binary" migrate --apply >/dev/null
-    "$binary" serve </dev/null >"$work/service.log" 2>&1 &
-    echo $! >"$work/service.pid"
-    wait_ready "$work/service.pid" "$HEADSTART_ADMIN_LISTEN" "$work/service.log"
 }
 
 # check NAME URL TOKEN CONFIG [ARGUMENTS]: holds the service against the document at URL/openapi.json.
@@ -82,14 +41,10 @@ check() {
     ! grep -q ' panicked' "$work/service.log" || die "something panicked"
 }
 
-binary=${BINARY:-}
-if [ -z "$binary" ]; then
-    need_rust
-    cargo build -q --locked --bin headstart
-    binary=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)/debug/headstart
-fi
 install_tester
-start_service
+HEADSTART_ADMIN_TOKEN=$(od -An -N 32 -t x1 /dev/urandom | tr -d ' \n')
+export HEADSTART_ADMIN_TOKEN
+start_service small
 org=$("$bin/psql" -qAt "$HEADSTART_POSTGRES_URL" -c "SELECT id FROM organization ORDER BY id LIMIT 1")
 user=$("$bin/psql" -qAt "$HEADSTART_POSTGRES_URL" -c "SELECT user_id FROM team_membership WHERE organization_id = '$org' LIMIT 1")
 printf '' >"$work/any.toml"

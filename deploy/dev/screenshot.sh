@@ -11,48 +11,7 @@ has curl || install_packages curl curl
 browser=$(deploy/dev/chromium.sh bin)
 pictures=$PWD/.dev/screenshots
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/headstart-screenshot.XXXXXX")
-chmod 755 "$work"
-
-finish() {
-    local status=$?
-    trap - EXIT INT TERM HUP
-    [ ! -e "$work/traffic.pid" ] || end_process "$work/traffic.pid" screenshot.sh 5
-    [ ! -e "$work/service.pid" ] || end_process "$work/service.pid" "$binary serve" 40
-    [ -z "${database:-}" ] || "$bin/psql" -qAt "$HEADSTART_TEST_POSTGRES_URL" -c "DROP DATABASE IF EXISTS $database WITH (FORCE)" || true
-    [ ! -e "$work/postgres" ] || deploy/dev/postgres.sh remove "$work/postgres" || say "PostgreSQL in $work was not stopped"
-    [ "$status" = 0 ] || tail -n 30 "$work/service.log" >&2 || true
-    rm -rf "$work"
-    exit "$status"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-
-start_service() {
-    local port
-    bin=${HEADSTART_TEST_POSTGRES_BIN:-$(deploy/dev/postgres.sh bin)}
-    database=shot_$(od -An -N 6 -t x1 /dev/urandom | tr -d ' \n')
-    if [ -z "${HEADSTART_TEST_POSTGRES_URL:-}" ]; then
-        port=$(deploy/dev/postgres.sh start "$work/postgres" fsync=off)
-        HEADSTART_TEST_POSTGRES_URL="postgres://postgres@127.0.0.1:$port/postgres?sslmode=disable"
-    fi
-    "$bin/psql" -qAt "$HEADSTART_TEST_POSTGRES_URL" -c "CREATE DATABASE $database"
-    HEADSTART_POSTGRES_URL=$(sed -E "s|(://[^/]*/)[^?]*|\1$database|" <<<"$HEADSTART_TEST_POSTGRES_URL")
-    : >"$work/headstart.toml"
-    mkdir "$work/spool"
-    HEADSTART_AUTH_HS256_SECRET=$(od -An -N 32 -t x1 /dev/urandom | tr -d ' \n')
-    HEADSTART_HTTP_LISTEN=127.0.0.1:$(free_port 8290)
-    HEADSTART_ADMIN_LISTEN=127.0.0.1:$(free_port $((${HEADSTART_HTTP_LISTEN#*:} + 1)))
-    export HEADSTART_POSTGRES_URL HEADSTART_AUTH_HS256_SECRET HEADSTART_HTTP_LISTEN HEADSTART_ADMIN_LISTEN
-    export HEADSTART_CONFIG=$work/headstart.toml HEADSTART_CATALOG_PATH=$PWD/config/catalog.toml
-    export HEADSTART_STORE_URL=file://$work/store HEADSTART_DUMP_SPOOL_DIR=$work/spool HEADSTART_DUMP_BACKGROUND=false
-    "$binary" seed --scale "${SCALE:-small}" >/dev/null
-    "$binary" migrate --apply >/dev/null
-    "$binary" serve </dev/null >"$work/service.log" 2>&1 &
-    echo $! >"$work/service.pid"
-    wait_ready "$work/service.pid" "$HEADSTART_ADMIN_LISTEN" "$work/service.log"
-}
+. deploy/dev/workspace.sh
 
 # Clients that bootstrap and load issues, until told to stop.
 make_traffic() {
@@ -71,13 +30,8 @@ make_traffic() {
     done
 }
 
-binary=${BINARY:-}
-if [ -z "$binary" ]; then
-    need_rust
-    cargo build -q --locked --bin headstart
-    binary=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)/debug/headstart
-fi
-start_service
+export HEADSTART_DUMP_BACKGROUND=false
+start_service "${SCALE:-small}"
 query() { "$bin/psql" -qAt "$HEADSTART_POSTGRES_URL" -c "$1"; }
 org=$(query "SELECT organization_id FROM issue GROUP BY 1 ORDER BY count(*) DESC LIMIT 1")
 user=$(query "SELECT user_id FROM team_membership WHERE organization_id = '$org' GROUP BY 1 ORDER BY count(*) DESC LIMIT 1")

@@ -352,7 +352,7 @@ fn schemas() -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
@@ -360,7 +360,7 @@ mod tests {
     use crate::model::{BootstrapQuery, DeltaQuery};
 
     /// Every `$ref` of the document.
-    fn references(value: &Value, found: &mut BTreeSet<String>) {
+    pub(in crate::http) fn references(value: &Value, found: &mut BTreeSet<String>) {
         match value {
             Value::Object(members) => {
                 found.extend(members.get("$ref").and_then(Value::as_str).map(str::to_owned));

@@ -200,18 +200,7 @@ mod tests {
 
     use super::*;
     use crate::http::admin::operations;
-
-    /// Every `$ref` of the document.
-    fn references(value: &Value, found: &mut BTreeSet<String>) {
-        match value {
-            Value::Object(members) => {
-                found.extend(members.get("$ref").and_then(Value::as_str).map(str::to_owned));
-                members.values().for_each(|member| references(member, found));
-            }
-            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
-            _ => {}
-        }
-    }
+    use crate::http::openapi::tests::references;
 
     #[test]
     fn the_document_is_whole() {
