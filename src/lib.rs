@@ -16,7 +16,7 @@
 //! | 4 | [`dump`], [`verify`] | making snapshots: one scan an org, any number of readers; holding them against the live rows |
 //! | 3 | [`source`], [`store`], [`auth`] | the two seams (the database, the snapshot store) and who a caller is |
 //! | 2 | [`snapshot`], [`wire`] | the formats: frames, packs, manifests; lines. Pure |
-//! | 1 | [`model`], [`metrics`], [`task`], [`chain`], [`trace`], [`outbound`] | the words, and what every room needs |
+//! | 1 | [`model`], [`metrics`], [`task`], [`chain`], [`trace`], [`outbound`], [`mapped`] | the words, and what every room needs |
 //!
 //! # Rules
 //! - Two seams only, [`source::Source`] and [`store::SnapshotStore`], each with a real second implementation. Below
@@ -64,6 +64,7 @@ pub mod cli;
 pub mod config;
 pub mod dump;
 pub mod http;
+pub mod mapped;
 pub mod metrics;
 pub mod model;
 pub mod outbound;

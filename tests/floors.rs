@@ -15,7 +15,7 @@ mod paths;
 
 /// The rooms of each floor, lowest first.
 const FLOORS: [&[&str]; 8] = [
-    &["model", "metrics", "task", "chain", "trace", "outbound"],
+    &["model", "metrics", "task", "chain", "trace", "outbound", "mapped"],
     &["snapshot", "wire"],
     &["source", "store", "auth"],
     &["dump", "verify"],
@@ -73,6 +73,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["telemetry"]),
     ("prometheus_client", &["metrics"]),
     ("tempfile", &["dump/"]),
+    ("memmap2", &["mapped"]),
+    ("rustix", &["mapped"]),
     // Away everywhere: it is for `fuzz/`.
     ("libfuzzer_sys", &["!"]),
 ];
@@ -124,6 +126,13 @@ fn only_task_rs_spawns() {
 #[test]
 fn wall_clock_time_comes_from_few_places() {
     hold(sources().iter().flat_map(|file| clock_faults(&file.path, file.served())));
+}
+
+#[test]
+fn only_mapped_rs_is_unsafe() {
+    let word = |file: &Source| file.code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
+    let others = sources().into_iter().filter(|file| file.path != "mapped.rs" && word(file));
+    hold(others.map(|file| format!("{}: `unsafe` is for mapped.rs alone", file.path)));
 }
 
 #[test]

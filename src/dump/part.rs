@@ -78,6 +78,15 @@ impl Frames {
         self.len() == 0
     }
 
+    /// All of them without reading: what is held, or where they lie in the spool file, frames that lie side by side as one.
+    /// `None` where files can't be mapped.
+    pub fn mapped(&self) -> Option<Vec<Bytes>> {
+        match self {
+            Self::Held(bytes) => Some(vec![bytes.clone()]),
+            Self::Spooled(spooled) => spooled.mapped(),
+        }
+    }
+
     /// The bytes in a range of them all; what reaches behind the end is left out.
     ///
     /// # Errors
@@ -103,6 +112,18 @@ impl From<Vec<u8>> for Frames {
 }
 
 impl Spooled {
+    fn mapped(&self) -> Option<Vec<Bytes>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for frame in &*self.frames {
+            let end = frame.offset + u64::from(frame.len);
+            match runs.last_mut().filter(|run| run.end == frame.offset) {
+                Some(run) => run.end = end,
+                None => runs.push(frame.offset..end),
+            }
+        }
+        runs.into_iter().map(|run| self.live.spool().mapped(run.start, run.end - run.start)).collect()
+    }
+
     fn read(&self, range: Range<u64>) -> Result<Bytes, DumpError> {
         let mut bytes = Vec::with_capacity(usize::try_from(range.end - range.start).unwrap_or_default());
         let mut start = 0;

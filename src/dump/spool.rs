@@ -10,7 +10,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+
 use crate::dump::DumpError;
+use crate::mapped::Mapping;
 use crate::metrics::Metrics;
 
 /// What all spool files may take together, in bytes.
@@ -59,6 +62,8 @@ fn signed(bytes: u64) -> i64 {
 #[derive(Debug)]
 pub struct Spool {
     file: File,
+    /// All that it may become, where the system has so much address space.
+    mapping: Option<Arc<Mapping>>,
     len: AtomicU64,
     budget: Arc<SpoolBudget>,
 }
@@ -69,7 +74,11 @@ impl Spool {
     /// # Errors
     /// What the file system says.
     pub fn create(folder: &Path, budget: Arc<SpoolBudget>) -> io::Result<Self> {
-        Ok(Self { file: tempfile::tempfile_in(folder)?, len: AtomicU64::new(0), budget })
+        let file = tempfile::tempfile_in(folder)?;
+        let most = usize::try_from(budget.limit).map_err(io::Error::other);
+        let mapping = most.and_then(|most| Mapping::of(file.try_clone()?, most));
+        let mapping = mapping.inspect_err(|error| tracing::debug!(%error, "a spool is read, not mapped")).ok();
+        Ok(Self { file, mapping, len: AtomicU64::new(0), budget })
     }
 
     /// Appends bytes and says where they begin. Blocks for as long as the file system does.
@@ -95,6 +104,13 @@ impl Spool {
         let start = out.len();
         out.resize(start + len, 0);
         self.file.read_exact_at(&mut out[start..], offset).map_err(|error| DumpError::Spool(Arc::new(error)))
+    }
+
+    /// `len` bytes from `offset`, which were appended before. Nothing is read: they stay in the file, and it stays, until
+    /// they are dropped. `None` where files can't be mapped.
+    pub fn mapped(&self, offset: u64, len: u64) -> Option<Bytes> {
+        let (start, end) = (usize::try_from(offset).ok()?, usize::try_from(offset + len).ok()?);
+        self.mapping.as_ref().map(|mapping| mapping.slice(start..end))
     }
 
     /// Bytes in it.
@@ -132,6 +148,7 @@ mod tests {
         let mut out = Vec::new();
         one.read_into(&mut out, 2, 4).unwrap();
         assert_eq!(out, b"3456");
+        assert_eq!(one.mapped(2, 4).expect("address space"), "3456");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the files have no names");
         drop(one);
         assert_eq!((budget.used(), metrics.spool_bytes.get()), (3, 3));

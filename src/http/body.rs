@@ -207,6 +207,13 @@ pub fn follow(
         loop {
             match parts.next().await.ok_or(BodyError::Unfinished)?? {
                 Part::Frames(frames) if encoding == Encoding::Zstd => {
+                    // The socket sends what is mapped from its file, as much at once as it takes.
+                    if let Some(runs) = frames.mapped() {
+                        for run in runs {
+                            yield run;
+                        }
+                        continue;
+                    }
                     for start in (0..frames.len()).step_by(STEP) {
                         yield frames.read(start..start + STEP as u64).await.map_err(ServeError::from)?;
                     }

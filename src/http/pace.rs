@@ -2,8 +2,11 @@
 //!
 //! An answer goes to its connection in pieces of [`PIECE`] bytes, the next one only when the socket has taken the last
 //! one whole. So a client that stops reading costs one piece, what its body holds behind it, and what the kernel may
-//! keep unsent. And it can be told how slow a client is: by how long its piece has been waiting, however many bytes of it
+//! keep unsent. And it can be told how slow a client is: by how long so many bytes have been waiting, however few of them
 //! trickle away meanwhile.
+//!
+//! What lies in a file that is [mapped](crate::mapped) takes no memory of the connection's, and is not copied: the kernel
+//! is told where it is, up to [`MAPPED_PIECE`] bytes at once.
 //!
 //! A client is slow once a piece has waited for a second; a gauge counts those. It is cut, its connection reset,
 //! when the piece has waited for the progress deadline, or earlier when its answer keeps packs in memory while somebody
@@ -25,16 +28,20 @@ use http_body::{Frame, SizeHint};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::mapped::{self, Place};
 use crate::metrics::{Gauge, Held, Metrics, level};
 
 /// How many bytes a connection is given at once.
 pub const PIECE: usize = 64 << 10;
+
+/// How many bytes of a mapped file a connection is given at once. Then others have their turn.
+const MAPPED_PIECE: usize = 1 << 20;
 
 /// How long a piece waits before its client counts as slow.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
@@ -160,8 +167,10 @@ pub struct Pace {
 
 #[derive(Default)]
 struct State {
-    /// Since when the socket has not taken all it was given.
+    /// Since when the socket has not taken all it was given, nor another [`PIECE`] of it.
     since: Option<Instant>,
+    /// How much it has taken since then.
+    taken: usize,
     /// Bytes of the piece that was handed over and that the socket has not taken whole; 0: there is none.
     handed: usize,
     /// The body that waits to hand over the next one.
@@ -223,7 +232,21 @@ impl Pace {
     fn block(&self) {
         let mut state = self.state();
         if state.since.is_none() {
-            state.since = Some(Instant::now());
+            (state.since, state.taken) = (Some(Instant::now()), 0);
+            self.blocked.notify_one();
+        }
+    }
+
+    /// The socket took some of what it was given. With every [`PIECE`] its client's time begins anew.
+    fn progress(&self, len: usize) {
+        let mut state = self.state();
+        if state.since.is_none() {
+            return;
+        }
+        state.taken += len;
+        if state.taken >= PIECE {
+            (state.since, state.taken) = (Some(Instant::now()), 0);
+            self.accepted.notify_one();
             self.blocked.notify_one();
         }
     }
@@ -296,9 +319,25 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// # Errors
     /// The kernel's.
     fn reset_on_close(&self) -> io::Result<()>;
+
+    /// Sends from a file, as a write would, and says how many bytes.
+    ///
+    /// # Errors
+    /// The kernel's; `Unsupported` where there is no such call.
+    fn poll_send(&self, cx: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>>;
 }
 
 impl Socket for TcpStream {
+    fn poll_send(&self, cx: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_write_ready(cx))?;
+            match self.try_io(Interest::WRITABLE, || place.send(self, MAPPED_PIECE)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return Poll::Ready(sent),
+            }
+        }
+    }
+
     fn reset_on_close(&self) -> io::Result<()> {
         SockRef::from(self).set_linger(Some(Duration::ZERO))
     }
@@ -308,19 +347,41 @@ impl Socket for TcpStream {
 pub struct PacedIo<S: Socket> {
     io: TokioIo<S>,
     pace: Arc<Pace>,
+    /// Whether the kernel sends from files; found out by trying.
+    sends: bool,
 }
 
 impl<S: Socket> PacedIo<S> {
     /// A socket and the pace of its connection.
     pub fn new(io: S, pace: Arc<Pace>) -> Self {
-        Self { io: TokioIo::new(io), pace }
+        Self { io: TokioIo::new(io), pace, sends: true }
     }
 
-    fn watch<T>(&self, written: Poll<T>) -> Poll<T> {
-        if written.is_pending() {
-            self.pace.block();
+    fn watch(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Pending => self.pace.block(),
+            Poll::Ready(Ok(len)) => self.pace.progress(*len),
+            Poll::Ready(Err(_)) => {}
         }
         written
+    }
+
+    /// Writes what comes before the first slice that lies in a file, or sends that one.
+    fn poll_give(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let places = bufs.iter().map(|buf| if self.sends { mapped::locate(buf) } else { None });
+        let first = places.enumerate().find_map(|(index, place)| Some((index, place?)));
+        let Some((index, place)) = first else { return Pin::new(&mut self.io).poll_write_vectored(cx, bufs) };
+        if bufs[..index].iter().any(|buf| !buf.is_empty()) {
+            return Pin::new(&mut self.io).poll_write_vectored(cx, &bufs[..index]);
+        }
+        match ready!(self.io.inner().poll_send(cx, &place)) {
+            // A socket, or a file system, that can't: the bytes are in memory too.
+            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => {
+                self.sends = false;
+                Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+            }
+            sent => Poll::Ready(sent),
+        }
     }
 }
 
@@ -351,7 +412,7 @@ impl<S: Socket> Write for PacedIo<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        let written = self.poll_give(cx, bufs);
         self.watch(written)
     }
 
@@ -376,12 +437,14 @@ pub struct PacedBody {
     body: Body,
     pace: Arc<Pace>,
     rest: Bytes,
+    /// How much it has handed over since others had their turn.
+    since_turn: usize,
 }
 
 impl PacedBody {
     /// A body on a connection.
     pub fn new(body: Body, pace: Arc<Pace>) -> Self {
-        Self { body, pace, rest: Bytes::new() }
+        Self { body, pace, rest: Bytes::new(), since_turn: 0 }
     }
 }
 
@@ -391,6 +454,12 @@ impl HttpBody for PacedBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         ready!(self.pace.poll_taken(cx));
+        if self.since_turn >= MAPPED_PIECE {
+            // A socket that takes everything at once would keep this thread from everyone else.
+            self.since_turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         while self.rest.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -400,7 +469,9 @@ impl HttpBody for PacedBody {
                 end => return Poll::Ready(end),
             }
         }
-        let len = PIECE.min(self.rest.len());
+        let most = if mapped::locate(&self.rest).is_some() { MAPPED_PIECE } else { PIECE };
+        let len = most.min(self.rest.len());
+        self.since_turn += len;
         let piece = if len == self.rest.len() { std::mem::take(&mut self.rest) } else { self.rest.split_to(len) };
         self.pace.hand_over(len);
         Poll::Ready(Some(Ok(Frame::data(piece))))

@@ -22,6 +22,7 @@ use crate::http::bootstrap::Delivery;
 use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
 use crate::http::fake::{Fake, broken, facts, frames, lines, live, noise, stored};
+use crate::mapped::Place;
 use crate::http::pace::Socket;
 use crate::http::range::Conditions;
 use crate::http::request::RequestContext;
@@ -398,6 +399,12 @@ struct Watched {
 impl Socket for Watched {
     fn reset_on_close(&self) -> io::Result<()> {
         self.inner.reset_on_close()
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>> {
+        let result = self.inner.poll_send(cx, place);
+        self.watch.see(&result);
+        result
     }
 }
 

@@ -22,12 +22,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::Instrument;
 
+use crate::mapped;
 use crate::metrics::CacheMetrics;
 use crate::model::{Org, SnapshotId};
 use crate::snapshot::{Manifest, PackEntry, PackId, pack};
 use crate::store::cache::shelf::{Answer, Key, Loaded, Lookup, Pin, Shelf, Value};
 use crate::store::{Slot, SnapshotStore, StoreError};
-use crate::task::Tasks;
+use crate::task::{self, Tasks};
 use crate::trace::span;
 
 /// How many manifests are loaded at once.
@@ -165,14 +166,17 @@ impl PackCache {
         let len = entry.len as usize;
         let room = self.shelf.room(len, self.room_wait).await.ok_or(StoreError::NoRoom)?;
         let bytes = self.store.pack(&org, entry.id).await?;
-        let damage = if bytes.len() == len {
-            pack::verify(&bytes).err().map(|fault| fault.to_string())
-        } else {
-            Some(format!("it has {} bytes, its manifest says {len}", bytes.len()))
-        };
-        match damage {
-            None => Ok((Value::Pack(bytes), room)),
-            Some(fault) => Err(StoreError::Damaged { what: format!("pack {} of org {org:?}", entry.id), fault }),
+        let checked = task::blocking(move || {
+            if bytes.len() != len {
+                return Err(format!("it has {} bytes, its manifest says {len}", bytes.len()));
+            }
+            pack::verify(&bytes).map_err(|fault| fault.to_string())?;
+            // From there a socket is given it without a copy.
+            Ok(mapped::anonymous(bytes))
+        });
+        match checked.await {
+            Ok(bytes) => Ok((Value::Pack(bytes), room)),
+            Err(fault) => Err(StoreError::Damaged { what: format!("pack {} of org {org:?}", entry.id), fault }),
         }
     }
 
