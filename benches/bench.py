@@ -157,7 +157,7 @@ def main():
         servers.version(f"{given.pg_bin}/postgres", "--version"),
         f"MongoDB {bench.mongo.client.server_info()['version']}",
         "Node " + servers.version("node", "--version"),
-        servers.version("nginx", "-v").replace("nginx version: ", ""),
+        servers.version(servers.nginx_program(), "-v").replace("nginx version: ", ""),
         servers.version("zstd", "--version").strip("* ").split(", by")[0],
     ]
     data = f"the {bench.scale} workspace; its first org has {bench.rows:,} rows for a user of all teams, {bench.whole_bytes / 1e6:.0f} MB of NDJSON"

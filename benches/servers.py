@@ -197,9 +197,13 @@ def metric(server, name):
     return sum(float(value) for value in re.findall(rf"^headstart_{name}(?:\{{.*\}})? (\S+)", text, re.M))
 
 
+def nginx_program():
+    return subprocess.run([ROOT / "deploy/dev/nginx.sh", "bin"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
 def nginx(bench, folder):
     """One worker that serves the files of a folder as zstd, with sendfile and without a log."""
-    program = subprocess.run([ROOT / "deploy/dev/nginx.sh", "bin"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    program = nginx_program()
     prefix, port = bench.work / "nginx", free_port()
     prefix.mkdir(exist_ok=True)
     for file in folder.iterdir():

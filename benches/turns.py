@@ -63,7 +63,8 @@ def take_turns(rounds, cases):
             run = Run(meter.wall, meter.seconds["server"], behind, client, meter.others(client), gave)
             case.after()
             measured[case.name].append(run)
-            print(f"  round {turn + 1}, {case.name}: {run.took():.3f} s, server {run.server:.2f} s, others {run.others:.0%}", file=sys.stderr)
+            rate = f", {run.rate:.0f} MB/s, server {run.per_answer(run.server):.2f} ms each" if hasattr(gave, "rate") else ""
+            print(f"  round {turn + 1}, {case.name}: {run.took():.3f} s, server {run.server:.2f} s{rate}, others {run.others:.0%}", file=sys.stderr)
     return measured
 
 
