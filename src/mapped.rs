@@ -179,6 +179,28 @@ impl Place {
     }
 }
 
+/// Writes to a socket what comes right before a slice that will be [sent](Place::send) from its file, and says how much
+/// of it: the kernel waits for that and puts both into one packet.
+///
+/// # Errors
+/// The kernel's; `WouldBlock` when a non-blocking socket takes nothing now.
+#[cfg(target_os = "linux")]
+pub fn send_before(socket: impl std::os::fd::AsFd, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
+    use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+
+    let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+    Ok(sendmsg(socket, bufs, &mut SendAncillaryBuffer::default(), flags)?)
+}
+
+/// Writes nothing: nothing is sent from files on this system.
+///
+/// # Errors
+/// Always.
+#[cfg(not(target_os = "linux"))]
+pub fn send_before(_: impl std::os::fd::AsFd, _: &[io::IoSlice<'_>]) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// One of the anonymous files.
 #[derive(Debug)]
 struct Counted;

@@ -28,11 +28,11 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
 
 use crate::http::encoding::Encoding;
-use crate::http::lines::{LEVEL, framed};
+use crate::http::lines::framed;
 use crate::http::rests::Rests;
 use crate::serve::delta::CatchUp;
 use crate::serve::{Facts, Frames, Part, ServeError, SliceLen, Stored};
-use crate::snapshot::frame::{self, Compressor, FrameError, TARGET_RAW};
+use crate::snapshot::frame::{self, FrameError, TARGET_RAW};
 use crate::task;
 
 /// Sync actions of up to so many bytes are read before the head of an answer is sent.
@@ -83,7 +83,7 @@ impl Measured {
     /// When zstd can't make the last frame.
     pub fn new(stored: Arc<dyn Stored>, tail: Vec<u8>, encoding: Encoding) -> Result<Self, FrameError> {
         let trailer: Bytes = match encoding {
-            Encoding::Zstd => Compressor::new(LEVEL)?.compress(&tail)?.into(),
+            Encoding::Zstd => frame::compress_small(&tail)?.into(),
             Encoding::Gzip | Encoding::Identity => tail.into(),
         };
         let rows: u64 = stored.slices().iter().map(|slice| sent(slice, encoding)).sum();

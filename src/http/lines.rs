@@ -15,7 +15,7 @@ use crate::http::body::{BodyError, ByteStream, gzip};
 use crate::http::encoding::Encoding;
 use crate::model::{SchemaHash, SyncId};
 use crate::serve::ServeError;
-use crate::snapshot::Compressor;
+use crate::snapshot::{Compressor, frame};
 use crate::task;
 use crate::wire::trailer::Method;
 
@@ -25,7 +25,7 @@ const SCHEMA_HASH: HeaderName = HeaderName::from_static("x-schema-hash");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Level 1: frames are made anew for every client, on our processors.
-pub(super) const LEVEL: i32 = 1;
+const LEVEL: i32 = 1;
 
 /// Pieces up to this many bytes are compressed in place: handing them to another thread would take longer.
 const SMALL: usize = 32 << 10;
@@ -85,10 +85,13 @@ fn zstd(mut pieces: BoxStream<'static, Result<Bytes, ServeError>>) -> ByteStream
     Box::pin(try_stream! {
         while let Some(piece) = pieces.next().await {
             let piece = piece?;
-            let small = piece.len() <= SMALL;
-            // A compressor for each piece: kept between them, it would cost a slow client half a MiB.
-            let compress = move || Compressor::new(LEVEL)?.compress(&piece);
-            yield if small { compress()? } else { task::blocking(compress).await? }.into();
+            // A compressor for each piece, or each thread: kept with the answer, it would cost a slow client half a MiB.
+            let frame = if piece.len() <= SMALL {
+                frame::compress_small(&piece)?
+            } else {
+                task::blocking(move || Compressor::new(LEVEL)?.compress(&piece)).await?
+            };
+            yield frame.into();
         }
     })
 }

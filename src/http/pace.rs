@@ -40,8 +40,12 @@ use crate::metrics::{Gauge, Held, Metrics, level};
 /// How many bytes a connection is given at once.
 pub const PIECE: usize = 64 << 10;
 
-/// How many bytes of a mapped file a connection is given at once. Then others have their turn.
-const MAPPED_PIECE: usize = 1 << 20;
+/// How many bytes of a mapped file a connection is given at once.
+const MAPPED_PIECE: usize = 256 << 10;
+
+/// How many bytes a connection may be given before others have their turn: a socket that takes everything at once would
+/// keep its thread from them, and they would wait for their first byte.
+const TURN: usize = 256 << 10;
 
 /// How long a piece waits before its client counts as slow.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
@@ -171,7 +175,8 @@ struct State {
     since: Option<Instant>,
     /// How much it has taken since then.
     taken: usize,
-    /// Bytes of the piece that was handed over and that the socket has not taken whole; 0: there is none.
+    /// Bytes of the piece that was handed over and that the socket has not taken whole; 0: there is none. It may be made
+    /// of several short ones.
     handed: usize,
     /// The body that waits to hand over the next one.
     body: Option<Waker>,
@@ -263,11 +268,11 @@ impl Pace {
         }
     }
 
-    /// Ready when the last piece is with the socket.
-    fn poll_taken(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Ready, with how much there is room for, unless a whole piece waits for the socket.
+    fn poll_room(&self, cx: &Context<'_>) -> Poll<usize> {
         let mut state = self.state();
-        if state.handed == 0 {
-            return Poll::Ready(());
+        if let Some(room) = PIECE.checked_sub(state.handed).filter(|room| *room > 0) {
+            return Poll::Ready(room);
         }
         state.body = Some(cx.waker().clone());
         Poll::Pending
@@ -325,21 +330,40 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// # Errors
     /// The kernel's; `Unsupported` where there is no such call.
     fn poll_send(&self, cx: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>>;
+
+    /// Writes what comes right before something that is sent from a file.
+    ///
+    /// # Errors
+    /// Those of [`Self::poll_send`].
+    fn poll_send_before(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
 }
 
 impl Socket for TcpStream {
     fn poll_send(&self, cx: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.poll_write_ready(cx))?;
-            match self.try_io(Interest::WRITABLE, || place.send(self, MAPPED_PIECE)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => return Poll::Ready(sent),
-            }
-        }
+        poll_try(self, cx, || place.send(self, MAPPED_PIECE))
+    }
+
+    fn poll_send_before(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        poll_try(self, cx, || mapped::send_before(self, bufs))
     }
 
     fn reset_on_close(&self) -> io::Result<()> {
         SockRef::from(self).set_linger(Some(Duration::ZERO))
+    }
+}
+
+/// Tries something that writes, until the socket takes it.
+fn poll_try(
+    socket: &TcpStream,
+    cx: &mut Context<'_>,
+    mut write: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(socket.poll_write_ready(cx))?;
+        match socket.try_io(Interest::WRITABLE, &mut write) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            written => return Poll::Ready(written),
+        }
     }
 }
 
@@ -372,7 +396,7 @@ impl<S: Socket> PacedIo<S> {
         let first = places.enumerate().find_map(|(index, place)| Some((index, place?)));
         let Some((index, place)) = first else { return Pin::new(&mut self.io).poll_write_vectored(cx, bufs) };
         if bufs[..index].iter().any(|buf| !buf.is_empty()) {
-            return Pin::new(&mut self.io).poll_write_vectored(cx, &bufs[..index]);
+            return self.io.inner().poll_send_before(cx, &bufs[..index]);
         }
         match ready!(self.io.inner().poll_send(cx, &place)) {
             // A socket, or a file system, that can't: the bytes are in memory too.
@@ -453,9 +477,8 @@ impl HttpBody for PacedBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        ready!(self.pace.poll_taken(cx));
-        if self.since_turn >= MAPPED_PIECE {
-            // A socket that takes everything at once would keep this thread from everyone else.
+        let room = ready!(self.pace.poll_room(cx));
+        if self.since_turn >= TURN {
             self.since_turn = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -469,7 +492,7 @@ impl HttpBody for PacedBody {
                 end => return Poll::Ready(end),
             }
         }
-        let most = if mapped::locate(&self.rest).is_some() { MAPPED_PIECE } else { PIECE };
+        let most = if mapped::locate(&self.rest).is_some() { MAPPED_PIECE } else { room };
         let len = most.min(self.rest.len());
         self.since_turn += len;
         let piece = if len == self.rest.len() { std::mem::take(&mut self.rest) } else { self.rest.split_to(len) };

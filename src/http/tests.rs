@@ -406,6 +406,12 @@ impl Socket for Watched {
         self.watch.see(&result);
         result
     }
+
+    fn poll_send_before(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let result = self.inner.poll_send_before(cx, bufs);
+        self.watch.see(&result);
+        result
+    }
 }
 
 impl AsyncRead for Watched {

@@ -12,6 +12,10 @@ use crate::serve::{ServeError, SliceLen, Stored};
 use crate::snapshot::{PackEntry, Selection, select};
 use crate::store::{PackCache, PinnedManifest, PinnedPack, Slot, StoreError};
 
+/// How many bytes of packs are loaded before their turn, while an answer comes from the store. Enough for a store that takes
+/// a few milliseconds a pack; more would only wait longer in the cache.
+const AHEAD: u32 = 8 << 20;
+
 /// Slices of packs that are loaded when their turn comes.
 pub struct StoredSnapshot {
     cache: PackCache,
@@ -62,6 +66,29 @@ impl StoredSnapshot {
         }
     }
 
+    /// Whether the pack of a slice is in memory.
+    fn is_held(&self, index: usize) -> bool {
+        let pack = self.manifest.packs[self.selection.slices[index].pack as usize];
+        self.cache.has_pack(&self.slot.org, pack.id)
+    }
+
+    /// Begins to load the pack of a slice and those behind it, as far as [`AHEAD`] goes.
+    fn load_behind(&self, index: usize) {
+        let (mut last, mut behind) = (None, 0);
+        for slice in &self.selection.slices[index..] {
+            if last == Some(slice.pack) {
+                continue;
+            }
+            let entry = self.manifest.packs[slice.pack as usize];
+            behind += if last.is_some() { entry.len } else { 0 };
+            if behind > AHEAD {
+                break;
+            }
+            last = Some(slice.pack);
+            self.cache.ahead(&self.slot.org, entry);
+        }
+    }
+
     async fn slice(&self, index: usize) -> Result<Bytes, ServeError> {
         let slice = &self.selection.slices[index];
         let entry = self.manifest.packs[slice.pack as usize];
@@ -98,11 +125,20 @@ impl Stored for StoredSnapshot {
     }
 
     fn read(self: Arc<Self>, from: usize) -> BoxStream<'static, Result<Bytes, ServeError>> {
-        // One after the other: whoever held a pack while asking for the next could be what others wait for.
+        // One after the other: whoever held a pack while asking for the next could be what others wait for. Once one has to
+        // come from the store, those behind it are on their way before their turn, and held by nobody.
+        let mut is_cold = false;
         stream::iter(from..self.slices.len())
             .then(move |index| {
                 let stored = self.clone();
-                async move { stored.slice(index).await }
+                is_cold = is_cold || !stored.is_held(index);
+                let ahead = is_cold;
+                async move {
+                    if ahead {
+                        stored.load_behind(index);
+                    }
+                    stored.slice(index).await
+                }
             })
             .boxed()
     }

@@ -5,6 +5,8 @@
 //! once, and the content checksum, so that damage is found by whoever decodes it. Browsers refuse windows beyond
 //! 8 MiB (RFC 9659); levels up to 19 stay within that.
 
+use std::cell::RefCell;
+
 use zstd::bulk;
 use zstd::zstd_safe::{self, CParameter};
 
@@ -35,6 +37,27 @@ impl Compressor {
     pub fn compress(&mut self, lines: &[u8]) -> Result<Vec<u8>, FrameError> {
         self.0.compress(lines).map_err(FrameError::Compress)
     }
+}
+
+thread_local! {
+    /// The compressor of [`compress_small`].
+    static SMALL: RefCell<Option<Compressor>> = const { RefCell::new(None) };
+}
+
+/// One frame of a few lines, at level 1, which is made for one client. Every thread that calls this keeps a compressor,
+/// some hundred KiB: making one would cost more than the frame. Meant for the few threads that serve, and not for those
+/// that may block.
+///
+/// # Errors
+/// When zstd runs out of memory.
+pub fn compress_small(lines: &[u8]) -> Result<Vec<u8>, FrameError> {
+    SMALL.with_borrow_mut(|kept| {
+        let compressor = match kept {
+            Some(compressor) => compressor,
+            None => kept.insert(Compressor::new(1)?),
+        };
+        compressor.compress(lines)
+    })
 }
 
 /// Decodes one frame that is known to hold `raw_len` bytes; its checksum is verified.

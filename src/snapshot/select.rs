@@ -1,8 +1,9 @@
 //! Which bytes of a snapshot a caller gets.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
-use crate::model::Grants;
+use crate::model::{Grants, GroupSet, SyncGroup};
 use crate::snapshot::manifest::Manifest;
 
 /// The frames an answer consists of, as slices of packs, with what they add up to.
@@ -34,7 +35,10 @@ pub struct Slice {
 /// once.
 pub fn select(manifest: &Manifest, grants: &Grants, wanted: impl Fn(usize) -> bool) -> Selection {
     let wanted: Vec<bool> = (0..manifest.models as usize).map(wanted).collect();
-    let seen: Vec<bool> = manifest.sets.iter().map(|set| grants.sees(set)).collect();
+    // An org has a set for each of its users, so looking groups up by their hash is what counts.
+    let held: HashSet<&SyncGroup> = grants.as_slice().iter().collect();
+    let sees = |set: &GroupSet| set.as_slice().iter().any(|group| held.contains(group));
+    let seen: Vec<bool> = manifest.sets.iter().map(sees).collect();
     let mut selection = Selection { rows: vec![0; wanted.len()], ..Selection::default() };
     for (index, frame) in manifest.frames.iter().enumerate() {
         let (model, set) = (frame.model as usize, frame.set as usize);
@@ -59,7 +63,6 @@ pub fn select(manifest: &Manifest, grants: &Grants, wanted: impl Fn(usize) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SyncGroup;
     use crate::snapshot::manifest::tests::sample;
 
     #[test]

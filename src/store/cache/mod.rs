@@ -107,6 +107,21 @@ impl PackCache {
         }
     }
 
+    /// Whether a pack is in memory.
+    pub fn has_pack(&self, org: &Org, pack: PackId) -> bool {
+        self.shelf.has(&Key::Pack(org.clone(), pack))
+    }
+
+    /// Begins to load a pack that somebody will ask for soon, where there is room to spare. Nobody holds it until then, so
+    /// it may be gone again. What goes wrong is found by whoever asks.
+    pub fn ahead(&self, org: &Org, entry: PackEntry) {
+        let key = Key::Pack(org.clone(), entry.id);
+        if let Some(ticket) = self.shelf.look_ahead(&key, entry.len as usize) {
+            let load = self.clone().load_pack(org.clone(), entry);
+            self.tasks.spawn("load pack", async move { ticket.finish(load.await) });
+        }
+    }
+
     /// The manifest of a snapshot.
     ///
     /// # Errors

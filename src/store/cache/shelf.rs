@@ -130,6 +130,26 @@ impl Shelf {
         })
     }
 
+    /// Begins the load of an entry before anyone asks for it; `None` when it is there or on its way, and when there is no
+    /// room to spare: others wait for some, or hold so much that with this more than half of it would be taken.
+    pub fn look_ahead(self: &Arc<Self>, key: &Key, weight: usize) -> Option<Ticket> {
+        self.change(|state, _| {
+            let held = state.used - state.idle_bytes;
+            if state.entries.contains_key(key) || !state.queue.is_empty() || held + weight > self.limit / 2 {
+                return None;
+            }
+            state.entries.insert(key.clone(), Entry::Loading(Vec::new()));
+            self.metrics.loads.inc();
+            Some(Ticket { shelf: self.clone(), key: key.clone(), open: true })
+        })
+    }
+
+    /// Whether an entry is there now.
+    pub fn has(&self, key: &Key) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(state.entries.get(key), Some(Entry::Ready { .. }))
+    }
+
     /// An entry that is there; nothing is loaded.
     pub fn peek(self: &Arc<Self>, key: &Key) -> Option<(Value, Pin)> {
         self.change(|state, _| match state.entries.get(key) {
@@ -372,7 +392,9 @@ mod tests {
     }
 
     fn has(shelf: &Arc<Shelf>, number: u32) -> bool {
-        matches!(shelf.look_up(&key(number)), Lookup::Ready(..))
+        let found = shelf.has(&key(number));
+        assert_eq!(matches!(shelf.look_up(&key(number)), Lookup::Ready(..)), found);
+        found
     }
 
     #[tokio::test]
@@ -385,6 +407,24 @@ mod tests {
         drop(put(&shelf, 4, 26).await);
         assert_eq!([0, 1, 2, 3, 4].map(|number| has(&shelf, number)), [true, false, false, true, true]);
         assert_eq!(shelf.stats().bytes, 76);
+    }
+
+    #[tokio::test]
+    async fn what_is_loaded_ahead_takes_nobodys_room() {
+        let shelf = Shelf::new(100, CacheMetrics::default());
+        let held = put(&shelf, 0, 30).await;
+        assert!(shelf.look_ahead(&key(0), 1).is_none(), "it is there");
+        assert!(shelf.look_ahead(&key(1), 21).is_none(), "more than half would be taken");
+        let ticket = shelf.look_ahead(&key(1), 20).expect("room to spare");
+        assert!(shelf.look_ahead(&key(1), 20).is_none(), "it is on its way");
+        let Lookup::Joined(answer) = shelf.look_up(&key(1)) else { panic!("a load to join") };
+        let room = shelf.room(20, Duration::ZERO).await.expect("room");
+        ticket.finish(Ok((Value::Pack(Bytes::from(vec![0; 20])), room)));
+        drop(answer.await.expect("an answer").expect("a value"));
+        let unasked = shelf.look_ahead(&key(2), 20).expect("room to spare");
+        unasked.finish(Ok((Value::Pack(Bytes::from(vec![0; 20])), shelf.room(20, Duration::ZERO).await.expect("room"))));
+        assert_eq!((shelf.stats().idle_bytes, shelf.stats().bytes), (40, 70), "nobody holds what nobody asked for");
+        drop(held);
     }
 
     #[tokio::test(start_paused = true)]
