@@ -178,6 +178,8 @@ struct State {
     /// Bytes of the piece that was handed over and that the socket has not taken whole; 0: there is none. It may be made
     /// of several short ones.
     handed: usize,
+    /// Of these, what lies in no file and so takes memory.
+    copied: usize,
     /// The body that waits to hand over the next one.
     body: Option<Waker>,
 }
@@ -262,7 +264,8 @@ impl Pace {
         if state.since.take().is_some() {
             self.accepted.notify_one();
         }
-        self.in_flight().dec_by(level(std::mem::take(&mut state.handed)));
+        state.handed = 0;
+        self.in_flight().dec_by(level(std::mem::take(&mut state.copied)));
         if let Some(body) = state.body.take() {
             body.wake();
         }
@@ -278,9 +281,12 @@ impl Pace {
         Poll::Pending
     }
 
-    fn hand_over(&self, len: usize) {
-        self.state().handed += len;
-        self.in_flight().inc_by(level(len));
+    fn hand_over(&self, len: usize, is_mapped: bool) {
+        let copied = if is_mapped { 0 } else { len };
+        let mut state = self.state();
+        state.handed += len;
+        state.copied += copied;
+        self.in_flight().inc_by(level(copied));
     }
 
     fn in_flight(&self) -> &Gauge {
@@ -290,7 +296,7 @@ impl Pace {
 
 impl Drop for Pace {
     fn drop(&mut self) {
-        self.in_flight().dec_by(level(self.state().handed));
+        self.in_flight().dec_by(level(self.state().copied));
     }
 }
 
@@ -492,11 +498,12 @@ impl HttpBody for PacedBody {
                 end => return Poll::Ready(end),
             }
         }
-        let most = if mapped::locate(&self.rest).is_some() { MAPPED_PIECE } else { room };
+        let is_mapped = mapped::locate(&self.rest).is_some();
+        let most = if is_mapped { MAPPED_PIECE } else { room };
         let len = most.min(self.rest.len());
         self.since_turn += len;
         let piece = if len == self.rest.len() { std::mem::take(&mut self.rest) } else { self.rest.split_to(len) };
-        self.pace.hand_over(len);
+        self.pace.hand_over(len, is_mapped);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

@@ -137,7 +137,7 @@ metrics! {
         pub raw_bytes: Counter = "raw", BYTES;
         /// Answers, as they were encoded.
         pub sent_bytes: Counter = "sent", BYTES;
-        /// Pieces of answers given to connections whose sockets have not taken them whole.
+        /// Pieces of answers given to connections whose sockets have not taken them whole, but for what lies in files.
         pub in_flight_bytes: Gauge = "in_flight", BYTES;
         /// Connections open now, of clients and operators.
         pub connections: Level = "connections", COUNT;
@@ -247,7 +247,7 @@ metrics! {
         pub limit_bytes: Gauge = "pack_cache_limit", BYTES;
         /// Packs and manifests asked for while in memory.
         pub hits: Counter = "pack_cache_hits", COUNT;
-        /// Packs and manifests asked for while being loaded for someone else.
+        /// Packs and manifests asked for while being loaded for someone else, or for the first time since they were loaded ahead.
         pub joins: Counter = "pack_cache_joins", COUNT;
         /// Packs and manifests loaded from the store.
         pub loads: Counter = "pack_cache_loads", COUNT;

@@ -19,7 +19,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("headstart_replica_fallbacks", "needs a standby: replica.rs"),
     ("headstart_key_set_fetches", "needs an issuer: issuer.rs"),
     ("headstart_key_set_failures", "the same"),
-    ("headstart_pack_cache_joins", "needs a store that holds calls back: store/cache.rs, whose figures are these"),
     ("headstart_pack_cache_waits", "needs more packs than the smallest cache takes: store/cache.rs"),
     ("headstart_pack_cache_evictions", "the same"),
     ("headstart_store_down", "needs a store that goes away: outage.rs"),

@@ -76,6 +76,8 @@ enum Entry {
         weight: usize,
         pins: usize,
         idle_since: u64,
+        /// It was loaded ahead, and nobody has asked for it yet.
+        unasked: bool,
     },
 }
 
@@ -161,7 +163,16 @@ impl Shelf {
     /// Pins an entry that is there.
     fn hit(self: &Arc<Self>, state: &mut State, key: &Key) -> Pin {
         state.pin(key);
-        self.metrics.hits.inc();
+        // Whoever asks first for what was loaded ahead has joined that load, though late.
+        let first = match state.entries.get_mut(key) {
+            Some(Entry::Ready { unasked, .. }) => std::mem::take(unasked),
+            Some(Entry::Loading(_)) | None => false,
+        };
+        if first {
+            self.metrics.joins.inc()
+        } else {
+            self.metrics.hits.inc()
+        };
         Pin { shelf: self.clone(), key: key.clone() }
     }
 
@@ -345,7 +356,8 @@ impl Ticket {
                     let waiting = state.take_waiting(&self.key);
                     // One pin more than asked for, so that the entry is not idle before it is handed out.
                     let pins = waiting.len() + 1;
-                    let entry = Entry::Ready { value: value.clone(), weight, pins, idle_since: 0 };
+                    let unasked = waiting.is_empty();
+                    let entry = Entry::Ready { value: value.clone(), weight, pins, idle_since: 0, unasked };
                     state.entries.insert(self.key.clone(), entry);
                     waiting
                 });
@@ -422,8 +434,12 @@ mod tests {
         ticket.finish(Ok((Value::Pack(Bytes::from(vec![0; 20])), room)));
         drop(answer.await.expect("an answer").expect("a value"));
         let unasked = shelf.look_ahead(&key(2), 20).expect("room to spare");
-        unasked.finish(Ok((Value::Pack(Bytes::from(vec![0; 20])), shelf.room(20, Duration::ZERO).await.expect("room"))));
+        unasked
+            .finish(Ok((Value::Pack(Bytes::from(vec![0; 20])), shelf.room(20, Duration::ZERO).await.expect("room"))));
         assert_eq!((shelf.stats().idle_bytes, shelf.stats().bytes), (40, 70), "nobody holds what nobody asked for");
+        assert_eq!((shelf.stats().joins, shelf.stats().hits), (1, 0));
+        assert!(has(&shelf, 2) && has(&shelf, 2));
+        assert_eq!((shelf.stats().joins, shelf.stats().hits), (2, 1), "the first to ask has joined the load");
         drop(held);
     }
 
