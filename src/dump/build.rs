@@ -130,7 +130,7 @@ impl Builder {
         let mut stored = StoredPacks { declared, ..StoredPacks::default() };
         let mut next = 0;
         loop {
-            let frames = live.frames_from(next).await?;
+            let frames = live.frames_from(next, 0).await?;
             if frames.is_empty() {
                 break;
             }

@@ -246,14 +246,17 @@ impl LiveDump {
         settled.ok().and_then(|progress| progress.settled).unwrap_or(Settled::Unpublished)
     }
 
-    /// The frames announced from position `from` on, waiting for at least one; none when the dump has ended there.
-    pub(super) async fn frames_from(&self, from: usize) -> Result<Vec<LiveFrame>, DumpError> {
+    /// The frames announced from position `from` on, waiting for at least one, and for `least` bytes of them or the dump's
+    /// end; none when the dump has ended there.
+    pub(super) async fn frames_from(&self, from: usize, least: u64) -> Result<Vec<LiveFrame>, DumpError> {
         let mut progress = self.progress.subscribe();
         loop {
             {
                 let progress = progress.borrow_and_update();
-                if progress.frames.len() > from {
-                    return Ok(progress.frames[from..].to_vec());
+                let frames = progress.frames.get(from..).unwrap_or_default();
+                let is_enough = || frames.iter().map(|frame| u64::from(frame.len)).sum::<u64>() >= least;
+                if !frames.is_empty() && (progress.end.is_some() || is_enough()) {
+                    return Ok(frames.to_vec());
                 }
                 if let Some(end) = &progress.end {
                     return end.clone().map(|()| Vec::new());
@@ -279,7 +282,9 @@ impl LiveDump {
             let mut rows = vec![0; wanted.len()];
             let mut next = 0;
             loop {
-                let frames = self.frames_from(next).await?;
+                // The first frame at once; then as much as is worth a packet for each of a thousand readers.
+                let least = if next == 0 { 0 } else { PIECE_LEN };
+                let frames = self.frames_from(next, least).await?;
                 if frames.is_empty() {
                     break;
                 }

@@ -47,6 +47,9 @@ const MAPPED_PIECE: usize = 256 << 10;
 /// keep its thread from them, and they would wait for their first byte.
 const TURN: usize = 256 << 10;
 
+/// The line break behind a chunk (RFC 9112, section 7.1).
+const CHUNK_END: usize = 2;
+
 /// How long a piece waits before its client counts as slow.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
 
@@ -379,12 +382,14 @@ pub struct PacedIo<S: Socket> {
     pace: Arc<Pace>,
     /// Whether the kernel sends from files; found out by trying.
     sends: bool,
+    /// Whether the last that was given came from a file.
+    sent: bool,
 }
 
 impl<S: Socket> PacedIo<S> {
     /// A socket and the pace of its connection.
     pub fn new(io: S, pace: Arc<Pace>) -> Self {
-        Self { io: TokioIo::new(io), pace, sends: true }
+        Self { io: TokioIo::new(io), pace, sends: true, sent: false }
     }
 
     fn watch(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -400,7 +405,14 @@ impl<S: Socket> PacedIo<S> {
     fn poll_give(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let places = bufs.iter().map(|buf| if self.sends { mapped::locate(buf) } else { None });
         let first = places.enumerate().find_map(|(index, place)| Some((index, place?)));
-        let Some((index, place)) = first else { return Pin::new(&mut self.io).poll_write_vectored(cx, bufs) };
+        let after_file = std::mem::take(&mut self.sent);
+        let Some((index, place)) = first else {
+            if after_file && bufs.iter().map(|buf| buf.len()).sum::<usize>() <= CHUNK_END {
+                // Not worth a packet: the next chunk takes it along, or else the kernel sends it within 200 ms (tcp(7)).
+                return self.io.inner().poll_send_before(cx, bufs);
+            }
+            return Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        };
         if bufs[..index].iter().any(|buf| !buf.is_empty()) {
             return self.io.inner().poll_send_before(cx, &bufs[..index]);
         }
@@ -410,7 +422,10 @@ impl<S: Socket> PacedIo<S> {
                 self.sends = false;
                 Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
             }
-            sent => Poll::Ready(sent),
+            sent => {
+                self.sent = true;
+                Poll::Ready(sent)
+            }
         }
     }
 }
