@@ -55,7 +55,8 @@
 //! ([`source::postgres::encode`]), are copied once into the open frame of their model and group set
 //! ([`dump::frames`]), compressed, and written to a spool file ([`dump::spool`]). From there readers and the upload take
 //! them, each at its own pace. A published pack is loaded once into the cache, verified, and sliced without copying into
-//! every answer that needs it.
+//! every answer that needs it. What goes out in zstd is never copied by this process: packs in the cache are anonymous files,
+//! spools are files, both are mapped, and the socket is told where in them a slice lies ([`mapped`], [`http::pace`]).
 
 pub mod app;
 pub mod auth;

@@ -20,7 +20,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use memmap2::{Mmap, MmapOptions};
@@ -28,15 +28,38 @@ use memmap2::{Mmap, MmapOptions};
 /// Shorter slices are written: a copy of a few pages costs less than the calls that save it.
 pub const WORTHWHILE: usize = 32 << 10;
 
-/// How many anonymous files there may be at once. Further bytes stay in plain memory, so that descriptors are left for
-/// connections.
+/// How many anonymous files there may be at once, and what share of the files that the process may open. Further bytes stay
+/// in plain memory, so that descriptors are left for connections.
 const MOST_FILES: usize = 4096;
+const MOST_SHARE: usize = 2;
 
 /// What is mapped now, by where it begins. A property of the process's address space, and so of the process.
 static REGIONS: RwLock<BTreeMap<usize, Region>> = RwLock::new(BTreeMap::new());
 
 /// Anonymous files that are open now.
 static FILES: AtomicUsize = AtomicUsize::new(0);
+
+/// How many there may be, once that is known.
+static LIMIT: OnceLock<usize> = OnceLock::new();
+
+/// Lets the process have as many files open as the system allows: every connection and most packs are one, and many
+/// systems begin with 1024. To be called before the first file is mapped.
+///
+/// # Errors
+/// The system's; then there are as many as before.
+pub fn allow_many_files() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
+}
+
+/// How many anonymous files there may be: a share of what the process may open now.
+fn limit() -> usize {
+    let allowed = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let share = allowed.and_then(|allowed| usize::try_from(allowed).ok()).map(|allowed| allowed / MOST_SHARE);
+    share.map_or(MOST_FILES, |share| share.min(MOST_FILES))
+}
 
 struct Region {
     len: usize,
@@ -207,7 +230,8 @@ struct Counted;
 
 impl Counted {
     fn new() -> Option<Self> {
-        let fits = |files: usize| (files < MOST_FILES).then_some(files + 1);
+        let limit = *LIMIT.get_or_init(limit);
+        let fits = |files: usize| (files < limit).then_some(files + 1);
         FILES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok().map(|_| Self)
     }
 }
@@ -226,8 +250,10 @@ fn write() -> RwLockWriteGuard<'static, BTreeMap<usize, Region>> {
     REGIONS.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
+    #![cfg(target_os = "linux")]
+
     use std::io::{Read, Write};
     use std::os::unix::fs::FileExt;
     use std::os::unix::net::UnixStream;

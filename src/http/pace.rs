@@ -14,27 +14,23 @@
 //!
 //! Everything of one connection happens in its one task; only the order to be cut comes from outside.
 
+mod body;
+mod socket;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody};
-use http_body::{Frame, SizeHint};
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::rt::TokioIo;
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::mapped::{self, Place};
+pub use body::PacedBody;
+pub use socket::{PacedIo, Socket};
+
 use crate::metrics::{Gauge, Held, Metrics, level};
 
 /// How many bytes a connection is given at once.
@@ -42,13 +38,6 @@ pub const PIECE: usize = 64 << 10;
 
 /// How many bytes of a mapped file a connection is given at once.
 const MAPPED_PIECE: usize = 256 << 10;
-
-/// How many bytes a connection may be given before others have their turn: a socket that takes everything at once would
-/// keep its thread from them, and they would wait for their first byte.
-const TURN: usize = 256 << 10;
-
-/// The line break behind a chunk (RFC 9112, section 7.1).
-const CHUNK_END: usize = 2;
 
 /// How long a piece waits before its client counts as slow.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
@@ -323,216 +312,5 @@ impl Slow {
 impl Drop for Slow {
     fn drop(&mut self) {
         self.pace.pacing.slow().remove(&(self.since, self.pace.number));
-    }
-}
-
-/// What clients are connected by.
-pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// Makes closing it reset the connection: else the kernel would keep what the client did not take for minutes.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn reset_on_close(&self) -> io::Result<()>;
-
-    /// Sends from a file, as a write would, and says how many bytes.
-    ///
-    /// # Errors
-    /// The kernel's; `Unsupported` where there is no such call.
-    fn poll_send(&self, cx: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>>;
-
-    /// Writes what comes right before something that is sent from a file.
-    ///
-    /// # Errors
-    /// Those of [`Self::poll_send`].
-    fn poll_send_before(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
-}
-
-impl Socket for TcpStream {
-    fn poll_send(&self, cx: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>> {
-        poll_try(self, cx, || place.send(self, MAPPED_PIECE))
-    }
-
-    fn poll_send_before(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        poll_try(self, cx, || mapped::send_before(self, bufs))
-    }
-
-    fn reset_on_close(&self) -> io::Result<()> {
-        SockRef::from(self).set_linger(Some(Duration::ZERO))
-    }
-}
-
-/// Tries something that writes, until the socket takes it.
-fn poll_try(
-    socket: &TcpStream,
-    cx: &mut Context<'_>,
-    mut write: impl FnMut() -> io::Result<usize>,
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(socket.poll_write_ready(cx))?;
-        match socket.try_io(Interest::WRITABLE, &mut write) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            written => return Poll::Ready(written),
-        }
-    }
-}
-
-/// A socket that tells what it took. It is reset when its client was cut.
-pub struct PacedIo<S: Socket> {
-    io: TokioIo<S>,
-    pace: Arc<Pace>,
-    /// Whether the kernel sends from files; found out by trying.
-    sends: bool,
-    /// Whether the last that was given came from a file.
-    sent: bool,
-}
-
-impl<S: Socket> PacedIo<S> {
-    /// A socket and the pace of its connection.
-    pub fn new(io: S, pace: Arc<Pace>) -> Self {
-        Self { io: TokioIo::new(io), pace, sends: true, sent: false }
-    }
-
-    fn watch(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        match &written {
-            Poll::Pending => self.pace.block(),
-            Poll::Ready(Ok(len)) => self.pace.progress(*len),
-            Poll::Ready(Err(_)) => {}
-        }
-        written
-    }
-
-    /// Writes what comes before the first slice that lies in a file, or sends that one.
-    fn poll_give(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let places = bufs.iter().map(|buf| if self.sends { mapped::locate(buf) } else { None });
-        let first = places.enumerate().find_map(|(index, place)| Some((index, place?)));
-        let after_file = std::mem::take(&mut self.sent);
-        let Some((index, place)) = first else {
-            if after_file && bufs.iter().map(|buf| buf.len()).sum::<usize>() <= CHUNK_END {
-                // Not worth a packet: the next chunk takes it along, or else the kernel sends it within 200 ms (tcp(7)).
-                return self.io.inner().poll_send_before(cx, bufs);
-            }
-            return Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        };
-        if bufs[..index].iter().any(|buf| !buf.is_empty()) {
-            return self.io.inner().poll_send_before(cx, &bufs[..index]);
-        }
-        match ready!(self.io.inner().poll_send(cx, &place)) {
-            // A socket, or a file system, that can't: the bytes are in memory too.
-            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => {
-                self.sends = false;
-                Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-            }
-            sent => {
-                self.sent = true;
-                Poll::Ready(sent)
-            }
-        }
-    }
-}
-
-impl<S: Socket> Drop for PacedIo<S> {
-    fn drop(&mut self) {
-        if self.pace.verdict().is_some()
-            && let Err(error) = self.io.inner().reset_on_close()
-        {
-            tracing::debug!(%error, "a connection that is cut can't be reset");
-        }
-    }
-}
-
-impl<S: Socket> Read for PacedIo<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl<S: Socket> Write for PacedIo<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.watch(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = self.poll_give(cx, bufs);
-        self.watch(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    /// hyper flushes once it has nothing left to write.
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = ready!(Pin::new(&mut self.io).poll_flush(cx));
-        self.pace.accept();
-        Poll::Ready(flushed)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-/// A body that is handed over in pieces, each when the one before is with the socket.
-pub struct PacedBody {
-    body: Body,
-    pace: Arc<Pace>,
-    rest: Bytes,
-    /// How much it has handed over since others had their turn.
-    since_turn: usize,
-}
-
-impl PacedBody {
-    /// A body on a connection.
-    pub fn new(body: Body, pace: Arc<Pace>) -> Self {
-        Self { body, pace, rest: Bytes::new(), since_turn: 0 }
-    }
-}
-
-impl HttpBody for PacedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let room = ready!(self.pace.poll_room(cx));
-        if self.since_turn >= TURN {
-            self.since_turn = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        while self.rest.is_empty() {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => self.rest = data,
-                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-                },
-                end => return Poll::Ready(end),
-            }
-        }
-        let is_mapped = mapped::locate(&self.rest).is_some();
-        let most = if is_mapped { MAPPED_PIECE } else { room };
-        let len = most.min(self.rest.len());
-        self.since_turn += len;
-        let piece = if len == self.rest.len() { std::mem::take(&mut self.rest) } else { self.rest.split_to(len) };
-        self.pace.hand_over(len, is_mapped);
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let (inner, rest) = (self.body.size_hint(), self.rest.len() as u64);
-        let mut hint = SizeHint::new();
-        hint.set_lower(inner.lower() + rest);
-        if let Some(upper) = inner.upper() {
-            hint.set_upper(upper + rest);
-        }
-        hint
     }
 }

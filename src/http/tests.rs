@@ -1,11 +1,7 @@
 //! The door with answers made by hand: what a client sees on its socket, byte for byte.
 
-use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 
 use axum::Extension;
 use axum::Router;
@@ -13,28 +9,27 @@ use axum::http::{HeaderMap, Method};
 use axum::routing::get;
 use axum::serve::Listener;
 use futures_util::{StreamExt, stream};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::bootstrap::Delivery;
 use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
-use crate::http::fake::{Fake, broken, facts, frames, lines, live, noise, stored};
+use crate::http::fake::{Fake, broken, compress, facts, frames, lines, live, noise, stored};
 use crate::http::pace::Socket;
 use crate::http::range::Conditions;
 use crate::http::request::RequestContext;
 use crate::http::rests::Rests;
 use crate::http::{HttpSettings, framed, server};
-use crate::mapped::Place;
 use crate::metrics::Metrics;
 use crate::model::BootstrapQuery;
 use crate::serve::{Answer, Content, Part, ServeError};
 use crate::task::Tasks;
 
 /// A served router.
-struct Door {
+pub(in crate::http) struct Door {
     address: SocketAddr,
     stop: CancellationToken,
     tasks: Tasks,
@@ -48,7 +43,7 @@ async fn door(make: impl Fn() -> Answer + Clone + Send + Sync + 'static, change:
     door_on(listener, make, change)
 }
 
-fn door_on(
+pub(in crate::http) fn door_on(
     listener: impl Listener<Io: Socket, Addr = SocketAddr>,
     make: impl Fn() -> Answer + Clone + Send + Sync + 'static,
     change: impl Fn(&mut HttpSettings),
@@ -85,7 +80,7 @@ fn door_on(
 }
 
 impl Door {
-    async fn connect(&self, request: &str) -> TcpStream {
+    pub(in crate::http) async fn connect(&self, request: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         stream
@@ -318,7 +313,7 @@ async fn when_told_to_stop_answers_may_end_and_idle_connections_close() {
     let door = door(make, |_| {}).await;
     let mut idle = door.connect("").await;
     let mut busy = door.connect("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
-    send.send(Part::Frames(crate::http::fake::compress(&lines(1, 10)).into())).await.unwrap();
+    send.send(Part::Frames(compress(&lines(1, 10)).into())).await.unwrap();
     let mut first = [0; 512];
     assert!(busy.read(&mut first).await.unwrap() > 0);
     door.stop.cancel();
@@ -337,7 +332,7 @@ async fn after_the_grace_period_answers_break() {
     let (send, make) = gated();
     let door = door(make, |settings| settings.shutdown_grace_s = 0).await;
     let mut busy = door.connect("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
-    send.send(Part::Frames(crate::http::fake::compress(&lines(1, 10)).into())).await.unwrap();
+    send.send(Part::Frames(compress(&lines(1, 10)).into())).await.unwrap();
     let mut bytes = vec![0; 512];
     assert!(busy.read(&mut bytes).await.unwrap() > 0);
     door.stop.cancel();
@@ -346,135 +341,4 @@ async fn after_the_grace_period_answers_break() {
     let _ = busy.read_to_end(&mut bytes).await;
     assert!(!bytes.ends_with(LAST_CHUNK));
     assert!(send.is_closed(), "the answer was dropped");
-}
-
-/// The size of a piece in the test of slow readers.
-const PIECE: usize = 1 << 20;
-
-/// Accepts connections and watches what is written to them.
-struct Watching {
-    inner: TcpListener,
-    watch: Arc<Watch>,
-}
-
-struct Watch {
-    fake: Arc<Fake>,
-    written: AtomicU64,
-    /// The most that was taken from the snapshot and not yet by the kernel.
-    held: AtomicU64,
-    stalled: Notify,
-}
-
-impl Watch {
-    fn see(&self, result: &Poll<io::Result<usize>>) {
-        let taken = (self.fake.taken.load(Ordering::SeqCst) * PIECE) as u64;
-        self.held.fetch_max(taken.saturating_sub(self.written.load(Ordering::SeqCst)), Ordering::SeqCst);
-        match result {
-            Poll::Ready(Ok(count)) => drop(self.written.fetch_add(*count as u64, Ordering::SeqCst)),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.stalled.notify_one(),
-        }
-    }
-}
-
-impl Listener for Watching {
-    type Io = Watched;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Watched, SocketAddr) {
-        let (inner, address) = self.inner.accept().await.unwrap();
-        (Watched { inner, watch: self.watch.clone() }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
-    }
-}
-
-struct Watched {
-    inner: TcpStream,
-    watch: Arc<Watch>,
-}
-
-impl Socket for Watched {
-    fn reset_on_close(&self) -> io::Result<()> {
-        self.inner.reset_on_close()
-    }
-
-    fn poll_send(&self, cx: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>> {
-        let result = self.inner.poll_send(cx, place);
-        self.watch.see(&result);
-        result
-    }
-
-    fn poll_send_before(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let result = self.inner.poll_send_before(cx, bufs);
-        self.watch.see(&result);
-        result
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.watch.see(&result);
-        result
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.watch.see(&result);
-        result
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-}
-
-#[tokio::test]
-async fn a_slow_reader_holds_one_piece() {
-    const PIECES: usize = 24;
-    let fake = Arc::new(Fake::new(&vec![vec![noise(PIECE)]; PIECES]));
-    for accept in ["zstd", "identity"] {
-        fake.taken.store(0, Ordering::SeqCst);
-        let watch = Arc::new(Watch {
-            fake: fake.clone(),
-            written: AtomicU64::new(0),
-            held: AtomicU64::new(0),
-            stalled: Notify::new(),
-        });
-        let inner = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let listener = Watching { inner, watch: watch.clone() };
-        let answer = fake.clone();
-        let door = door_on(listener, move || stored(&answer), |_| {});
-        let request = format!("GET / HTTP/1.1\r\nhost: t\r\nconnection: close\r\naccept-encoding: {accept}\r\n\r\n");
-        let mut slow = door.connect(&request).await;
-        watch.stalled.notified().await;
-        // The kernel's buffers took some; what the client does not take is not read ahead.
-        let taken = fake.taken.load(Ordering::SeqCst);
-        assert!(taken < PIECES, "{accept}: all {taken} pieces were taken while nobody read");
-        let mut sink = tokio::io::sink();
-        assert!(tokio::io::copy(&mut slow, &mut sink).await.unwrap() > (PIECES * PIECE) as u64);
-        let held = watch.held.load(Ordering::SeqCst);
-        assert!(held <= 2 * PIECE as u64, "{accept}: {held} bytes were held at once");
-    }
 }

@@ -1,0 +1,75 @@
+//! The other end: a body that gives its connection one piece after the other.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use axum::body::{Body, Bytes, HttpBody};
+use http_body::{Frame, SizeHint};
+
+use crate::http::pace::{MAPPED_PIECE, Pace};
+use crate::mapped;
+
+/// How many bytes a connection may be given before others have their turn: a socket that takes everything at once would
+/// keep its thread from them, and they would wait for their first byte.
+const TURN: usize = 256 << 10;
+
+/// A body that is handed over in pieces, each when the one before is with the socket.
+pub struct PacedBody {
+    body: Body,
+    pace: Arc<Pace>,
+    rest: Bytes,
+    /// How much it has handed over since others had their turn.
+    since_turn: usize,
+}
+
+impl PacedBody {
+    /// A body on a connection.
+    pub fn new(body: Body, pace: Arc<Pace>) -> Self {
+        Self { body, pace, rest: Bytes::new(), since_turn: 0 }
+    }
+}
+
+impl HttpBody for PacedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let room = ready!(self.pace.poll_room(cx));
+        if self.since_turn >= TURN {
+            self.since_turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        while self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        let is_mapped = mapped::locate(&self.rest).is_some();
+        let most = if is_mapped { MAPPED_PIECE } else { room };
+        let len = most.min(self.rest.len());
+        self.since_turn += len;
+        let piece = if len == self.rest.len() { std::mem::take(&mut self.rest) } else { self.rest.split_to(len) };
+        self.pace.hand_over(len, is_mapped);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (inner, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(inner.lower() + rest);
+        if let Some(upper) = inner.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
+    }
+}

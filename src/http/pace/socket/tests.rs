@@ -1,0 +1,199 @@
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::body::Bytes;
+use axum::serve::Listener;
+use tokio::io::ReadBuf;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+use super::*;
+use crate::http::fake::{Fake, compress, live, noise, stored};
+use crate::http::tests::door_on;
+use crate::serve::{Answer, Frames, Part, SliceLen};
+
+/// The size of a piece in the test of slow readers.
+const PIECE: usize = 1 << 20;
+
+/// Accepts connections and watches what is written to them.
+struct Watching {
+    inner: TcpListener,
+    watch: Arc<Watch>,
+}
+
+struct Watch {
+    fake: Arc<Fake>,
+    written: AtomicU64,
+    /// The most that was taken from the snapshot and not yet by the kernel.
+    held: AtomicU64,
+    /// Of what was written, what came from files.
+    sent: AtomicU64,
+    stalled: Notify,
+}
+
+impl Watch {
+    fn see(&self, result: &Poll<io::Result<usize>>) {
+        let taken = (self.fake.taken.load(Ordering::SeqCst) * PIECE) as u64;
+        self.held.fetch_max(taken.saturating_sub(self.written.load(Ordering::SeqCst)), Ordering::SeqCst);
+        match result {
+            Poll::Ready(Ok(count)) => drop(self.written.fetch_add(*count as u64, Ordering::SeqCst)),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.stalled.notify_one(),
+        }
+    }
+}
+
+impl Listener for Watching {
+    type Io = Watched;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Watched, SocketAddr) {
+        let (inner, address) = self.inner.accept().await.unwrap();
+        (Watched { inner, watch: self.watch.clone() }, address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+}
+
+struct Watched {
+    inner: TcpStream,
+    watch: Arc<Watch>,
+}
+
+impl Socket for Watched {
+    fn reset_on_close(&self) -> io::Result<()> {
+        self.inner.reset_on_close()
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>> {
+        let result = self.inner.poll_send(cx, place);
+        self.watch.see(&result);
+        if let Poll::Ready(Ok(count)) = result {
+            self.watch.sent.fetch_add(count as u64, Ordering::SeqCst);
+        }
+        result
+    }
+
+    fn poll_send_before(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let result = self.inner.poll_send_before(cx, bufs);
+        self.watch.see(&result);
+        result
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.watch.see(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.watch.see(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_one_piece() {
+    const PIECES: usize = 24;
+    let fake = Arc::new(Fake::new(&vec![vec![noise(PIECE)]; PIECES]));
+    for accept in ["zstd", "identity"] {
+        fake.taken.store(0, Ordering::SeqCst);
+        let watch = Arc::new(Watch {
+            fake: fake.clone(),
+            written: AtomicU64::new(0),
+            held: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            stalled: Notify::new(),
+        });
+        let inner = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = Watching { inner, watch: watch.clone() };
+        let answer = fake.clone();
+        let door = door_on(listener, move || stored(&answer), |_| {});
+        let request = format!("GET / HTTP/1.1\r\nhost: t\r\nconnection: close\r\naccept-encoding: {accept}\r\n\r\n");
+        let mut slow = door.connect(&request).await;
+        watch.stalled.notified().await;
+        // The kernel's buffers took some; what the client does not take is not read ahead.
+        let taken = fake.taken.load(Ordering::SeqCst);
+        assert!(taken < PIECES, "{accept}: all {taken} pieces were taken while nobody read");
+        let mut sink = tokio::io::sink();
+        assert!(tokio::io::copy(&mut slow, &mut sink).await.unwrap() > (PIECES * PIECE) as u64);
+        let held = watch.held.load(Ordering::SeqCst);
+        assert!(held <= 2 * PIECE as u64, "{accept}: {held} bytes were held at once");
+    }
+}
+
+#[tokio::test]
+async fn what_lies_in_files_is_sent_from_there_and_comes_whole() {
+    let lens = [3000, 200_000, 40_000, 700_000, 10, 90_000];
+    let plain = lens.map(|len| compress(&noise(len)));
+    let mapped: Vec<Bytes> = plain.iter().map(|frame| mapped::anonymous(frame.clone().into())).collect();
+    let rows = plain.concat();
+    let parts = mapped.clone();
+    let dump = move || {
+        let frames = parts.iter().map(|frame| Ok(Part::Frames(Frames::Held(frame.clone()))));
+        live(frames.chain([Ok(Part::End(vec![1]))]).collect())
+    };
+    let mut snapshot = Fake::new(&lens.map(|len| vec![noise(len)]));
+    for (index, frame) in mapped.iter().enumerate() {
+        let len = SliceLen { len: frame.len() as u64, raw_len: lens[index] as u64 };
+        snapshot = snapshot.with_slice(index, frame.clone()).with_len(index, len);
+    }
+    let snapshot = Arc::new(snapshot);
+    let answers: [Arc<dyn Fn() -> Answer + Send + Sync>; 2] = [
+        Arc::new(dump),
+        Arc::new({
+            let snapshot = snapshot.clone();
+            move || stored(&snapshot)
+        }),
+    ];
+    for answer in answers {
+        let watch = Arc::new(Watch {
+            fake: snapshot.clone(),
+            written: AtomicU64::new(0),
+            held: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            stalled: Notify::new(),
+        });
+        let inner = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = inner.local_addr().unwrap();
+        let _door = door_on(Watching { inner, watch: watch.clone() }, move || answer(), |_| {});
+        let request = reqwest::Client::new().get(format!("http://{address}/")).header("accept-encoding", "zstd");
+        let mut body = request.send().await.unwrap();
+        let mut got = Vec::new();
+        while let Some(piece) = body.chunk().await.unwrap() {
+            got.extend(piece);
+        }
+        assert!(got.starts_with(&rows), "{} bytes of {}", got.len(), rows.len());
+        let from_files: usize = mapped.iter().map(Bytes::len).filter(|len| *len >= mapped::WORTHWHILE).sum();
+        // What is left of a slice may be too short to be worth a call.
+        let sent = usize::try_from(watch.sent.load(Ordering::SeqCst)).unwrap();
+        assert!(sent <= from_files && sent + 4 * mapped::WORTHWHILE > from_files, "{sent} of {from_files} bytes");
+    }
+}
