@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::metrics::Counter;
 use crate::model::{Caller, DeltaQuery, Grants, Letter, Org, Schema, SyncGroup, SyncId};
+use crate::serve::batch::inflight::Need;
 use crate::serve::batch::{Ask, Loaded, Loader};
 use crate::serve::{Answer, Content, Facts, ServeError, Service};
 use crate::snapshot::select;
@@ -141,7 +142,8 @@ impl CatchUp {
         let objects: Vec<&Object> = actions.iter().filter_map(|action| action.object.as_ref()).collect();
         let ask = |object: &&Object| Ask { model: object.model, by: By::Id, value: object.id.clone() };
         let asks: Vec<Ask> = objects.iter().map(ask).collect();
-        let loaded = self.loader.load(&self.org, &asks, self.to, Instant::now() + PIECE_WITHIN).await?;
+        let need = Need { at_least: self.to, told: false };
+        let loaded = self.loader.load(&self.org, &asks, need, Instant::now() + PIECE_WITHIN).await?;
         if let Some(changed) = loaded.iter().find(|loaded| loaded.schema.hash != self.schema.hash) {
             return Err(ServeError::SchemaMismatch { server: changed.schema.hash.to_string() });
         }

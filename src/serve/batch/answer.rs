@@ -16,6 +16,7 @@ use crate::auth::Claims;
 use crate::metrics::Counter;
 use crate::model::batch::place;
 use crate::model::{BatchQuery, BatchRequest, Caller, Epoch, Named, QueryError, Schema, SyncId};
+use crate::serve::batch::inflight::Need;
 use crate::serve::batch::{Ask, By, LoadError, Loaded};
 use crate::serve::{ServeError, Service};
 use crate::wire::Metadata;
@@ -96,8 +97,9 @@ impl Service {
         let org = schema.org(&claims.org).ok_or(ServeError::ForeignClaim { claim: "org" })?;
         let asks = query.requests.iter().enumerate().map(|(index, request)| ask(&schema, index, request));
         let asks = asks.collect::<Result<Vec<_>, _>>()?;
-        let at_least = query.first_sync_id.unwrap_or_default();
-        let loaded = self.loader().load(&org, &asks, at_least, deadline).await;
+        let need = Need { at_least: query.first_sync_id.unwrap_or_default(), told: true };
+        let _visit = self.loader().visit();
+        let loaded = self.loader().load(&org, &asks, need, deadline).await;
         let loaded = loaded.map_err(|error| too_much(query, &asks, error))?;
         let caller = self.caller(claims).await?;
         BatchAnswer::new(caller, &asks, loaded, self.batches().max_rows, self.metrics().raw_bytes.clone())

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::metrics::Metrics;
 use crate::model::schema::JsonKind;
 use crate::model::{Catalog, Field, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId, User};
+use crate::serve::batch::inflight::Need;
 use crate::serve::batch::{Ask, By, LoadError, Loaded, Loader, LoaderSettings};
 use crate::source::memory::{Fate, MemorySource};
 use crate::task::Tasks;
@@ -68,11 +69,11 @@ impl Bench {
 
     fn spawn(&self, org: &Org, asks: Vec<Ask>, at_least: SyncId) -> JoinHandle<Outcome> {
         let (loader, org) = (self.loader.clone(), org.clone());
-        tokio::spawn(async move { loader.load(&org, &asks, at_least, soon()).await })
+        tokio::spawn(async move { loader.load(&org, &asks, need(at_least), soon()).await })
     }
 
     async fn load(&self, org: &Org, asks: &[Ask]) -> Outcome {
-        self.loader.load(org, asks, SyncId::ZERO, soon()).await
+        self.loader.load(org, asks, need(SyncId::ZERO), soon()).await
     }
 
     async fn until_lookups(&self, count: usize) {
@@ -90,6 +91,10 @@ impl Bench {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
+}
+
+fn need(at_least: SyncId) -> Need {
+    Need { at_least, told: true }
 }
 
 fn soon() -> Instant {
@@ -178,7 +183,7 @@ async fn a_load_that_is_too_old_is_not_joined() {
     assert!(fresh[0].sync_id >= needed && fresh[0].rows[0].line.ends_with(b"\"new\"}\n"));
     joins.await.unwrap().unwrap();
     assert_eq!(bench.source.lookups().len(), 2);
-    let beyond = bench.loader.load(&o, &ids([1]), SyncId(9), soon()).await;
+    let beyond = bench.loader.load(&o, &ids([1]), need(SyncId(9)), soon()).await;
     assert!(matches!(beyond, Err(LoadError::Ahead { watermark: SyncId(2) })), "{beyond:?}");
     bench.until_idle().await;
 }
