@@ -189,6 +189,63 @@ async fn a_load_that_is_too_old_is_not_joined() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_read_is_joined_by_callers_that_overlap_and_not_for_long() {
+    let bench = Bench::new(LoaderSettings { share_ms: 50, ..LoaderSettings::default() });
+    let o = org("o");
+    bench.put(&o, 1, "old");
+    let text = |loaded: &Outcome| String::from_utf8(loaded.as_ref().unwrap()[0].rows[0].line.to_vec()).unwrap();
+    // Alone, it reads anew each time.
+    bench.load(&o, &ids([1])).await.unwrap();
+    bench.put(&o, 1, "newer");
+    assert!(text(&bench.load(&o, &ids([1])).await).contains("newer"));
+    assert_eq!(bench.source.lookups().len(), 2);
+    // While somebody is at work it shares, but not with whoever needs more, and what that one reads is newer for all.
+    let other = bench.loader.visit();
+    bench.load(&o, &ids([1])).await.unwrap();
+    let needed = bench.put(&o, 1, "newest");
+    let shared = bench.load(&o, &ids([1])).await;
+    assert!(text(&shared).contains("newer") && shared.unwrap()[0].sync_id < needed);
+    assert_eq!(bench.source.lookups().len(), 3);
+    let anew = bench.loader.load(&o, &ids([1]), need(needed), soon()).await;
+    assert!(text(&anew).contains("newest"));
+    assert!(text(&bench.load(&o, &ids([1])).await).contains("newest"));
+    assert_eq!(bench.source.lookups().len(), 4);
+    assert_eq!(bench.loader.in_flight(), 1);
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    bench.put(&o, 1, "last");
+    assert!(text(&bench.load(&o, &ids([1])).await).contains("last"));
+    drop(other);
+    assert_eq!(bench.loader.in_flight(), 0, "nothing is left behind");
+    // Failures are not kept.
+    let other = bench.loader.visit();
+    bench.source.set_fate(Fate::Refused);
+    assert!(bench.load(&o, &ids([1])).await.is_err());
+    bench.source.set_fate(Fate::Answered);
+    assert!(bench.load(&o, &ids([1])).await.is_ok());
+    drop(other);
+    bench.until_idle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_whose_watermark_nobody_tells_is_read_at_the_last_and_joined_by_nobody_who_does() {
+    let bench = Bench::new(LoaderSettings::default());
+    let o = org("o");
+    let first = bench.put(&o, 1, "x");
+    bench.load(&o, &ids([1])).await.unwrap();
+    bench.put(&o, 1, "y");
+    bench.source.set_fate(Fate::Held);
+    let (loader, untold) = (bench.loader.clone(), Need { at_least: first, told: false });
+    let quiet = tokio::spawn(async move { loader.load(&org("o"), &ids([1]), untold, soon()).await });
+    bench.until_lookups(2).await;
+    let tells = bench.spawn(&o, ids([1]), SyncId::ZERO);
+    bench.until_lookups(3).await;
+    bench.source.set_fate(Fate::Answered);
+    let (quiet, tells) = (quiet.await.unwrap().unwrap(), tells.await.unwrap().unwrap());
+    assert_eq!((quiet[0].sync_id, tells[0].sync_id), (first, SyncId(2)));
+    bench.until_idle().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_goes_away_takes_nobody_along() {
     let bench = Bench::new(LoaderSettings { statements: 1, ..LoaderSettings::default() });
     let o = org("o");
