@@ -186,7 +186,16 @@ impl BatchAnswer {
         let mut next = 0;
         let mut trailer = Some(trailer);
         let pieces = std::iter::from_fn(move || {
-            let mut piece = BytesMut::new();
+            // The row that fills a piece is still in it.
+            let mut wanted = 0;
+            for (load, row) in &rows.places[next..] {
+                if wanted >= PIECE {
+                    break;
+                }
+                wanted += rows.loaded[*load].rows[*row].line.len();
+            }
+            wanted += trailer.as_ref().map_or(0, Vec::len);
+            let mut piece = BytesMut::with_capacity(wanted);
             while piece.len() < PIECE
                 && let Some((load, row)) = rows.places.get(next)
             {

@@ -159,12 +159,7 @@ impl InFlight {
     ///
     /// # Errors
     /// [`LoadError::Overloaded`] when the keys that are not in flight find no room; nothing was queued or joined then.
-    pub fn claim(
-        self: &Arc<Self>,
-        org: &Org,
-        asks: &[Ask],
-        need: Need,
-    ) -> Result<Tickets, LoadError> {
+    pub fn claim(self: &Arc<Self>, org: &Org, asks: &[Ask], need: Need) -> Result<Tickets, LoadError> {
         let mut state = self.lock();
         let now = Instant::now();
         state.expire(now, self.bounds.share);
