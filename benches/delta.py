@@ -1,13 +1,17 @@
-"""What an action of a delta costs against a row of a stored bootstrap: the ratio that `delta.action_cost` stands for.
+"""What an action of a delta costs against a row of a stored bootstrap: the ratio that `delta.action_cost` stands for. And what a
+delta costs against PostgreSQL alone.
 
-Changes 10,000 comments in one statement, then takes the delta from before it, and bootstraps of the stored snapshot, in turns.
-Processor time is that of the service and of PostgreSQL. Writes a section of loadtests/RESULTS.md.
+Changes 10,000 comments in one statement, then takes the delta from before it, bootstraps of the stored snapshot, and the same
+rows by COPY as row_to_json, in turns. Then 64 connections ask for a delta in which there is nothing new, in turns with pgbench
+and one row by its id. Processor time is that of the service and of PostgreSQL. Writes a section of loadtests/RESULTS.md, and
+beside it (.json) its rows for the table of goals.
 
 Started by benches/others.py; its service has limits that let both be asked for.
 """
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -20,6 +24,8 @@ CHANGES = 10_000
 # A stored bootstrap takes so little that several are counted together.
 BOOTSTRAPS = 30
 DELTAS = 2
+# Of those who ask for nothing new.
+CONNECTIONS = 64
 
 
 class Service:
@@ -49,6 +55,43 @@ class Service:
         return {"wall": statistics.median(walls), "service": service / times, "cluster": cluster / times, "bytes": int(size)}
 
 
+class Postgres:
+    """PostgreSQL without a service in front of it."""
+
+    def __init__(self, given, rows):
+        self.bin, self.port, self.seconds, self.out = given.pg_bin, given.pg_port, given.seconds, Path(given.out)
+        self.rows = rows
+        self.server = ["-h", "127.0.0.1", "-p", given.pg_port, "-U", "postgres"]
+
+    def ask(self, *commands):
+        psql = [f"{self.bin}/psql", "-qAtX", "-v", "ON_ERROR_STOP=1", *self.server, "headstart"]
+        given = [word for command in commands for word in ("-c", command)]
+        return subprocess.run([*psql, *given], check=True, capture_output=True, text=True).stdout
+
+    def copy_seconds(self, times):
+        """How long COPY takes for the rows as JSON, on the clock of psql."""
+        copy = f"COPY (SELECT row_to_json(c) FROM comment c WHERE c.id IN ({self.rows})) TO STDOUT"
+        return statistics.median(float(re.findall(r"^Time: ([\d.]+) ms", self.ask("\\timing on", copy), re.M)[-1]) / 1000 for _ in range(times))
+
+    def lookups_per_second(self):
+        """One row by its id, prepared, on as many connections."""
+        script = self.out.with_suffix(".sql")
+        script.write_text("SELECT * FROM issue WHERE id = :id;\n")
+        one = self.ask("SELECT id FROM issue LIMIT 1").strip()
+        command = [f"{self.bin}/pgbench", "-n", "-M", "prepared", "-T", str(self.seconds), "-f", str(script), "-c", str(CONNECTIONS), "-j", "2"]
+        done = subprocess.run([*command, "-D", f"id={one}", *self.server, "headstart"], check=True, capture_output=True, text=True)
+        return float(re.search(r"^tps = ([\d.]+)", done.stdout, re.M)[1])
+
+
+def idle_per_second(service, path, seconds):
+    """Deltas with nothing new, by wrk."""
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "-H", f"Authorization: Bearer {service.token}", f"{service.url}{path}"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if "Non-2xx" in told or "Socket errors" in told:
+        sys.exit(f"wrk says {told}")
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", told)[1])
+
+
 def main():
     given = argparse.ArgumentParser()
     for name in ["url", "pg-bin", "pg-port", "org", "token", "out"]:
@@ -56,6 +99,7 @@ def main():
     given.add_argument("--pid", type=int, required=True)
     given.add_argument("--postmaster", type=int, required=True)
     given.add_argument("--rounds", type=int, default=5)
+    given.add_argument("--seconds", type=int, default=3)
     given = given.parse_args()
     service = Service(given)
 
@@ -64,11 +108,10 @@ def main():
     if before["method"] != "snapshot":
         sys.exit("the bootstrap is not from a stored snapshot")
     rows = sum(before["returnedModelsCount"].values())
-    change = f"""UPDATE comment SET edited_at = now() WHERE id IN (
-        SELECT c.id FROM comment c JOIN issue i ON i.id = c.issue_id WHERE i.organization_id = '{given.org}'
-           AND c.deleted_at IS NULL AND i.archived_at IS NULL ORDER BY c.id LIMIT {CHANGES})"""
-    psql = [f"{given.pg_bin}/psql", "-qAtX", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", given.pg_port, "-U", "postgres"]
-    subprocess.run([*psql, "headstart", "-c", change, "-c", "VACUUM ANALYZE comment"], check=True)
+    changed = f"""SELECT c.id FROM comment c JOIN issue i ON i.id = c.issue_id WHERE i.organization_id = '{given.org}'
+        AND c.deleted_at IS NULL AND i.archived_at IS NULL ORDER BY c.id LIMIT {CHANGES}"""
+    postgres = Postgres(given, changed)
+    postgres.ask(f"UPDATE comment SET edited_at = now() WHERE id IN ({changed})", "VACUUM ANALYZE comment")
     delta = f"/sync/delta?lastSyncId={before['lastSyncId']}&epoch={before['epoch']}"
     actions = service.metadata(delta)["returnedModelsCount"]["SyncAction"]
     if actions != CHANGES:
@@ -81,10 +124,17 @@ def main():
         "bootstrap, identity": (bootstrap, "identity", 2, rows),
     }
     measured = {name: [] for name in asked}
+    copies, idle, lookups = [], [], []
+    newest = service.metadata(delta)
+    nothing = f"/sync/delta?lastSyncId={newest['lastSyncId']}&epoch={newest['epoch']}"
     for turn in range(given.rounds):
         for name, (path, encoding, times, _) in asked.items():
             measured[name].append(service.measure(path, encoding, times))
             print(f"round {turn + 1}, {name}: {measured[name][-1]}", file=sys.stderr)
+        copies.append(postgres.copy_seconds(DELTAS))
+        idle.append(idle_per_second(service, nothing, given.seconds))
+        lookups.append(postgres.lookups_per_second())
+        print(f"round {turn + 1}: COPY {copies[-1]:.3f} s, nothing new {idle[-1]:,.0f}/s, pgbench {lookups[-1]:,.0f}/s", file=sys.stderr)
     if service.metadata(bootstrap)["lastSyncId"] != before["lastSyncId"]:
         sys.exit("the snapshot was refreshed meanwhile")
 
@@ -106,6 +156,11 @@ def main():
         encoding: [action / row for action, row in zip(each[f"delta, {encoding}"], each[f"bootstrap, {encoding}"])]
         for encoding in ["zstd", "identity"]
     }
+    goals = [
+        {"what": f"delta of {CHANGES:,} objects, time", "against": "COPY of the same rows as row_to_json", "sense": "≤", "bound": 0.8, "rounds": [run["wall"] / copy for run, copy in zip(measured["delta, identity"], copies)]},
+        {"what": "delta with nothing new, requests per second", "against": "pgbench, one row by its id", "sense": "≥", "bound": 0.5, "rounds": [ours / theirs for ours, theirs in zip(idle, lookups)]},
+    ]
+    Path(given.out).with_suffix(".json").write_text(json.dumps(goals))
     Path(given.out).write_text(
         f"""## An action of a delta against a row of a stored bootstrap
 
@@ -117,6 +172,9 @@ PostgreSQL.
 {table}
 One action costs as much as so many rows: {ratios["zstd"][1]:.0f} in processor time and {ratios["zstd"][0]:.0f} on the clock in zstd,
 {ratios["identity"][1]:.0f} and {ratios["identity"][0]:.0f} in identity.
+
+COPY of the same rows as row_to_json took {statistics.median(copies) * 1000:,.0f} ms. With nothing new, {CONNECTIONS} connections got
+{statistics.median(idle):,.0f} deltas a second; pgbench on as many, {statistics.median(lookups):,.0f} rows by their id.
 """
     )
 

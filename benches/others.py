@@ -41,4 +41,4 @@ def measure_batch(bench):
 
 
 def measure_delta(bench):
-    return measured(bench, "delta", "delta.py", lambda service: ["--url", service.url, "--pid", service.pid])
+    return measured(bench, "delta", "delta.py", lambda service: ["--url", service.url, "--pid", service.pid, "--seconds", round(bench.seconds)])

@@ -16,7 +16,7 @@ use crate::http::Http;
 use crate::http::admission::Kind;
 use crate::http::body::until;
 use crate::http::error::HttpError;
-use crate::http::lines::{Head, encode};
+use crate::http::lines::{self, Head, encode};
 use crate::http::request::{RequestContext, held};
 use crate::model::batch::place;
 use crate::model::{BatchQuery, QueryError};
@@ -49,7 +49,7 @@ pub async fn batch(
     head.write(response.headers_mut());
     let limit = http.answer_limit();
     let bytes = until(request.started() + limit, limit, encode(answer.pieces(), encoding));
-    *response.body_mut() = Body::from_stream(bytes);
+    *response.body_mut() = lines::body(bytes);
     Ok(held(response, place))
 }
 

@@ -18,7 +18,7 @@ use crate::http::admission::Kind;
 use crate::http::body::{ByteStream, Exact, Measured, Tail, follow, gzip, unmeasured, until};
 use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
-use crate::http::lines::{Head, text};
+use crate::http::lines::{self, Head, text};
 use crate::http::range::{Conditions, Etag, Portion};
 use crate::http::request::{PinsPacks, RequestContext, held};
 use crate::http::rests::Rests;
@@ -122,7 +122,9 @@ impl Delivery {
                 return Ok(response);
             }
             Content::Nothing => {
-                *response.body_mut() = self.stream(tail.bytes(Vec::new(), self.encoding));
+                let bytes = tail.bytes(Vec::new(), self.encoding);
+                let bytes = if self.encoding == Encoding::Gzip { gzip(bytes) } else { bytes };
+                *response.body_mut() = lines::body(self.bounded(bytes));
                 return Ok(response);
             }
         };

@@ -4,11 +4,12 @@
 //! connection asks for it: in zstd as a frame of its own, so that the body is valid however many there are (RFC 8878).
 
 use async_stream::try_stream;
+use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use tokio::time::Instant;
 
 use crate::http::body::{BodyError, ByteStream, gzip};
@@ -65,6 +66,22 @@ pub(super) fn text(value: &str) -> HeaderValue {
     HeaderValue::from_str(value).expect("ids, hashes and numbers can stand in a header")
 }
 
+/// A body of bytes that are made when they are asked for. One that is there at once, as most answers of a few rows are, is
+/// sent with its length, which is one write to the socket; else the end would be another.
+pub fn body(mut bytes: ByteStream) -> Body {
+    let (first, second) = match bytes.next().now_or_never() {
+        None => return Body::from_stream(bytes),
+        Some(None) => return Body::empty(),
+        Some(Some(first)) => (first, bytes.next().now_or_never()),
+    };
+    match (first, second) {
+        (Ok(whole), Some(None)) => Body::from(whole),
+        // Nothing follows an error.
+        (first, None | Some(None)) => Body::from_stream(stream::iter([first]).chain(bytes)),
+        (first, Some(Some(second))) => Body::from_stream(stream::iter([first, second]).chain(bytes)),
+    }
+}
+
 /// Encodes pieces of lines. An error ends them and breaks the connection.
 pub fn encode(pieces: BoxStream<'static, Result<Bytes, ServeError>>, encoding: Encoding) -> ByteStream {
     match encoding {
@@ -99,8 +116,6 @@ fn zstd(mut pieces: BoxStream<'static, Result<Bytes, ServeError>>) -> ByteStream
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-
-    use futures_util::stream;
 
     use super::*;
     use crate::http::fake::{broken, lines};

@@ -76,10 +76,11 @@ impl RequestContext {
     /// The span of the request, to its last byte, and the trace it is part of, if there is one: the caller's, or one that
     /// begins here.
     fn span(&self, method: &Method, route: &'static str) -> (Span, Option<TraceId>) {
-        let trace = self.parent.map_or_else(TraceId::random, |parent| parent.trace);
+        // Drawn only where somebody wants the span.
+        let mut trace = self.parent.map(|parent| parent.trace);
         let span = root_span!(
             "request",
-            trace_id = trace.0,
+            trace_id = trace.get_or_insert_with(TraceId::random).0,
             parent_id = self.parent.map(|parent| parent.span.0),
             sampled = self.parent.map(|parent| parent.sampled),
             http.request.method = standard(method),
@@ -92,8 +93,7 @@ impl RequestContext {
             bytes = Empty,
             outcome = Empty,
         );
-        let is_known = self.parent.is_some() || !span.is_disabled();
-        (span, is_known.then_some(trace))
+        (span, trace)
     }
 
     /// When the head of the request had been read.

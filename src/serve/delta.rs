@@ -6,7 +6,7 @@
 //! a newer row early is harmless.
 //!
 //! What is held: the list of actions, about 100 bytes each and at most [`DeltaSettings::max_actions`] (in a bootstrap:
-//! the hard limit of pending actions), and one piece of lines. Rows are read as the answer is sent, a piece at a time,
+//! the hard limit of pending actions), and two pieces of lines. Rows are read as the answer is sent, two pieces at a time,
 //! through the loader: callers who catch up on the same objects share the reading.
 
 use std::collections::HashMap;
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::metrics::Counter;
 use crate::model::{Caller, DeltaQuery, Grants, Letter, Org, Schema, SyncGroup, SyncId};
+use crate::serve::batch::inflight::Need;
 use crate::serve::batch::{Ask, Loaded, Loader};
 use crate::serve::{Answer, Content, Facts, ServeError, Service};
 use crate::snapshot::select;
@@ -30,7 +31,10 @@ use crate::wire::action;
 use crate::wire::trailer::Method;
 
 /// How many actions make a piece of an answer.
-const PIECE_ACTIONS: usize = 256;
+const PIECE_ACTIONS: usize = 512;
+
+/// Pieces that are read at once: one is made while the one before is sent.
+const PIECES: usize = 2;
 
 /// How long the rows of one piece may take to be read.
 const PIECE_WITHIN: Duration = Duration::from_secs(30);
@@ -104,10 +108,11 @@ impl CatchUp {
         let len = self.actions.len();
         let all = Arc::new(self);
         stream::iter((0..len).step_by(PIECE_ACTIONS))
-            .then(move |from| {
+            .map(move |from| {
                 let all = all.clone();
                 async move { all.piece(&all.actions[from..len.min(from + PIECE_ACTIONS)]).await }
             })
+            .buffered(PIECES)
             .boxed()
     }
 
@@ -141,7 +146,8 @@ impl CatchUp {
         let objects: Vec<&Object> = actions.iter().filter_map(|action| action.object.as_ref()).collect();
         let ask = |object: &&Object| Ask { model: object.model, by: By::Id, value: object.id.clone() };
         let asks: Vec<Ask> = objects.iter().map(ask).collect();
-        let loaded = self.loader.load(&self.org, &asks, self.to, Instant::now() + PIECE_WITHIN).await?;
+        let need = Need { at_least: self.to, told: false };
+        let loaded = self.loader.load(&self.org, &asks, need, Instant::now() + PIECE_WITHIN).await?;
         if let Some(changed) = loaded.iter().find(|loaded| loaded.schema.hash != self.schema.hash) {
             return Err(ServeError::SchemaMismatch { server: changed.schema.hash.to_string() });
         }

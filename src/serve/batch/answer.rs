@@ -16,6 +16,7 @@ use crate::auth::Claims;
 use crate::metrics::Counter;
 use crate::model::batch::place;
 use crate::model::{BatchQuery, BatchRequest, Caller, Epoch, Named, QueryError, Schema, SyncId};
+use crate::serve::batch::inflight::Need;
 use crate::serve::batch::{Ask, By, LoadError, Loaded};
 use crate::serve::{ServeError, Service};
 use crate::wire::Metadata;
@@ -96,8 +97,9 @@ impl Service {
         let org = schema.org(&claims.org).ok_or(ServeError::ForeignClaim { claim: "org" })?;
         let asks = query.requests.iter().enumerate().map(|(index, request)| ask(&schema, index, request));
         let asks = asks.collect::<Result<Vec<_>, _>>()?;
-        let at_least = query.first_sync_id.unwrap_or_default();
-        let loaded = self.loader().load(&org, &asks, at_least, deadline).await;
+        let need = Need { at_least: query.first_sync_id.unwrap_or_default(), told: true };
+        let _visit = self.loader().visit();
+        let loaded = self.loader().load(&org, &asks, need, deadline).await;
         let loaded = loaded.map_err(|error| too_much(query, &asks, error))?;
         let caller = self.caller(claims).await?;
         BatchAnswer::new(caller, &asks, loaded, self.batches().max_rows, self.metrics().raw_bytes.clone())
@@ -184,7 +186,16 @@ impl BatchAnswer {
         let mut next = 0;
         let mut trailer = Some(trailer);
         let pieces = std::iter::from_fn(move || {
-            let mut piece = BytesMut::new();
+            // The row that fills a piece is still in it.
+            let mut wanted = 0;
+            for (load, row) in &rows.places[next..] {
+                if wanted >= PIECE {
+                    break;
+                }
+                wanted += rows.loaded[*load].rows[*row].line.len();
+            }
+            wanted += trailer.as_ref().map_or(0, Vec::len);
+            let mut piece = BytesMut::with_capacity(wanted);
             while piece.len() < PIECE
                 && let Some((load, row)) = rows.places.get(next)
             {

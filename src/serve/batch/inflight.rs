@@ -1,15 +1,20 @@
 //! The loads in flight: who waits for which key, and whom a statement answers.
 //!
 //! One lock over the map, the queue and the counts, held for a few look-ups and never across an await. A load is in the
-//! map for as long as others may join it. Each way it can end takes it out: its statement answered it, failed or
-//! panicked ([`Run`]'s end), or everyone who waited went away ([`Tickets`]' end). So the map is empty when nobody waits.
+//! map for as long as others may join it. Each way it can end takes it out: its statement failed or panicked ([`Run`]'s
+//! end), or everyone who waited went away ([`Tickets`]' end). One that was answered stays for as long as callers are at
+//! work who overlap ([`Visit`]), and no longer than [`Bounds::share`] after its statement was sent: whoever comes then
+//! reads what it would have read by coming a little earlier. So the map is empty when nobody is at work, and a caller that
+//! is alone always reads anew.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::SetOnce;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -23,6 +28,9 @@ pub type Outcome = Result<Arc<Loaded>, LoadError>;
 /// The loads of one process.
 pub struct InFlight {
     state: Mutex<State>,
+    /// Callers at work. Those of one chain overlap; it ends when this is 0.
+    visits: AtomicUsize,
+    bounds: Bounds,
     metrics: Metrics,
 }
 
@@ -32,6 +40,9 @@ struct State {
     loads: HashMap<Key, Arc<Load>>,
     queue: Queue<Arc<Load>>,
     drawn: u64,
+    /// What was answered and may still be joined, with when it was sent: an entry a statement. Counted among the bytes that are
+    /// held; no more than statements bring in [`Bounds::share`].
+    settled: Vec<(Instant, Vec<Arc<Load>>)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -47,34 +58,91 @@ pub struct Load {
     number: u64,
     /// Callers that wait. Changed under the lock only.
     waiters: AtomicUsize,
+    /// Whether one of them tells what it was read at. Changed under the lock only.
+    told: AtomicBool,
     /// The statement it is in; none while it is queued. Set under the lock only.
     run: OnceLock<Arc<Fate>>,
-    /// What it is read at; none before the statement is sent. Set under the lock only.
-    sent: OnceLock<Watermark>,
+    /// None before the statement is sent. Set under the lock only.
+    sent: OnceLock<Sent>,
+    /// Whether it has its outcome, or is about to. Changed under the lock only.
+    finished: AtomicBool,
     outcome: SetOnce<Outcome>,
+}
+
+/// How a load was sent.
+struct Sent {
+    /// What it is read at.
+    watermark: Watermark,
+    /// Whether that is new enough to be told.
+    tellable: bool,
+    /// When.
+    at: Instant,
+}
+
+/// What a caller needs of its loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// They are read at this sync id or later.
+    pub at_least: SyncId,
+    /// Whether the answer tells what they were read at. Else any watermark does that is late enough, however long ago it
+    /// was taken.
+    pub told: bool,
 }
 
 /// What a statement and its loads share.
 struct Fate {
-    /// Loads that somebody waits for. Changed under the lock only.
+    /// Loads without an outcome that somebody waits for. Changed under the lock only.
     wanted: AtomicUsize,
     /// Told when nobody waits for any of them.
     stop: CancellationToken,
 }
 
-/// How much may wait and run.
+/// How much may wait and run, and for how long it may be shared.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Statements that may be under way.
     pub statements: usize,
     /// Keys of one statement.
     pub keys: usize,
+    /// Keys that may wait, of all orgs.
+    pub waiting: usize,
+    /// How long after a statement was sent its loads may be joined, once they are answered.
+    pub share: Duration,
+}
+
+/// A caller at work. Callers that overlap may share what was read for one of them.
+pub struct Visit(Arc<InFlight>);
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        if self.0.visits.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let mut state = self.0.lock();
+            // One that has come meanwhile and shares something of the last is forgotten that a moment too early, no more.
+            state.forget_settled(|_| true);
+        }
+    }
 }
 
 impl InFlight {
     /// None yet.
-    pub fn new(metrics: Metrics) -> Self {
-        Self { state: Mutex::default(), metrics }
+    pub fn new(bounds: Bounds, metrics: Metrics) -> Self {
+        Self { state: Mutex::default(), visits: AtomicUsize::new(0), bounds, metrics }
+    }
+
+    /// Counts a caller as at work until the visit is dropped.
+    pub fn visit(self: &Arc<Self>) -> Visit {
+        self.visits.fetch_add(1, Ordering::AcqRel);
+        Visit(self.clone())
+    }
+
+    /// How many callers are at work.
+    pub fn visits(&self) -> usize {
+        self.visits.load(Ordering::Acquire)
+    }
+
+    /// Lets nobody join what was answered.
+    pub fn forget_settled(&self) {
+        self.lock().forget_settled(|_| true);
     }
 
     fn note(&self, state: &State) {
@@ -85,26 +153,23 @@ impl InFlight {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the loads in flight that are read at `at_least` or later, and queues the other keys.
+    /// Joins the loads in flight, and those just answered, that are read as the caller needs it, and queues the other keys.
     ///
-    /// The caller has seen a watermark of `at_least`: so whatever is not sent yet will be read at one that satisfies it.
+    /// The caller has seen a watermark of `need.at_least`: so whatever is not sent yet will be read at one that satisfies it.
     ///
     /// # Errors
     /// [`LoadError::Overloaded`] when the keys that are not in flight find no room; nothing was queued or joined then.
-    pub fn claim(
-        self: &Arc<Self>,
-        org: &Org,
-        asks: &[Ask],
-        at_least: SyncId,
-        room: usize,
-    ) -> Result<Tickets, LoadError> {
+    pub fn claim(self: &Arc<Self>, org: &Org, asks: &[Ask], need: Need) -> Result<Tickets, LoadError> {
         let mut state = self.lock();
+        let now = Instant::now();
+        state.expire(now, self.bounds.share);
         let mut places: HashMap<&Ask, usize> = HashMap::with_capacity(asks.len());
         let mut distinct: Vec<(&Ask, Option<Arc<Load>>)> = Vec::with_capacity(asks.len());
         let order = asks.iter().map(|ask| match places.entry(ask) {
             Entry::Occupied(place) => *place.get(),
             Entry::Vacant(place) => {
-                let joinable = |load: &&Arc<Load>| load.sent.get().is_none_or(|sent| sent.sync_id >= at_least);
+                let serves = |sent: &Sent| sent.watermark.sync_id >= need.at_least && (sent.tellable || !need.told);
+                let joinable = |load: &&Arc<Load>| load.sent.get().is_none_or(serves);
                 let load = state.loads.get(&Key { org: org.clone(), ask: ask.clone() }).filter(joinable);
                 distinct.push((ask, load.cloned()));
                 *place.insert(distinct.len() - 1)
@@ -112,14 +177,14 @@ impl InFlight {
         });
         let order: Vec<usize> = order.collect();
         let fresh = distinct.iter().filter(|(_, load)| load.is_none()).count();
-        if fresh > 0 && !state.queue.admits(org, fresh, room) {
+        if fresh > 0 && !state.queue.admits(org, fresh, self.bounds.waiting) {
             return Err(LoadError::Overloaded);
         }
         self.metrics.keys_asked.inc_by(asks.len() as u64);
         self.metrics.keys_joined.inc_by((distinct.len() - fresh) as u64);
         let loads = distinct.into_iter().map(|(ask, load)| {
             let load = load.unwrap_or_else(|| state.queue_load(org, ask));
-            load.waiters.fetch_add(1, Ordering::Relaxed);
+            load.join(need);
             load
         });
         let loads = loads.collect();
@@ -134,9 +199,9 @@ impl InFlight {
     }
 
     /// Takes what the next statement reads, if one may begin.
-    pub fn next(self: &Arc<Self>, bounds: &Bounds) -> Option<Run> {
+    pub fn next(self: &Arc<Self>) -> Option<Run> {
         let mut state = self.lock();
-        let Next { org, column, keys } = state.queue.next(bounds.statements, bounds.keys)?;
+        let Next { org, column, keys } = state.queue.next(self.bounds.statements, self.bounds.keys)?;
         let fate = Arc::new(Fate { wanted: AtomicUsize::new(keys.len()), stop: CancellationToken::new() });
         for load in &keys {
             // Nobody else sets it: the load has just left the queue.
@@ -161,8 +226,10 @@ impl State {
             key: key.clone(),
             number: self.drawn,
             waiters: AtomicUsize::new(0),
+            told: AtomicBool::new(false),
             run: OnceLock::new(),
             sent: OnceLock::new(),
+            finished: AtomicBool::new(false),
             outcome: SetOnce::new(),
         });
         self.queue.push(org, ask.column(), self.drawn, load.clone());
@@ -175,6 +242,18 @@ impl State {
         if self.loads.get(&load.key).is_some_and(|newest| Arc::ptr_eq(newest, load)) {
             self.loads.remove(&load.key);
         }
+    }
+
+    /// Forgets what was answered and sent at such a time.
+    fn forget_settled(&mut self, too_old: impl Fn(Instant) -> bool) {
+        let (old, young): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.settled).into_iter().partition(|(at, _)| too_old(*at));
+        self.settled = young;
+        old.iter().flat_map(|(_, loads)| loads).for_each(|load| self.forget(load));
+    }
+
+    fn expire(&mut self, now: Instant, share: Duration) {
+        self.forget_settled(|at| now.duration_since(at) >= share);
     }
 }
 
@@ -205,7 +284,7 @@ impl Drop for Tickets {
     fn drop(&mut self) {
         let mut state = self.flight.lock();
         for load in &self.loads {
-            if load.waiters.fetch_sub(1, Ordering::Relaxed) > 1 {
+            if load.waiters.fetch_sub(1, Ordering::Relaxed) > 1 || load.finished.load(Ordering::Relaxed) {
                 continue;
             }
             state.forget(load);
@@ -237,14 +316,15 @@ pub struct Run {
 }
 
 impl Run {
-    /// Takes along what has come since, up to `most` keys in all. To be called before [`Self::send`].
-    pub fn fill(&mut self, most: usize) {
+    /// Takes along what has come since, up to as many keys as a statement may have. To be called before it is sent.
+    pub fn fill(&mut self) {
         let mut state = self.flight.lock();
         // A statement that is being stopped would take them along.
         if self.fate.wanted.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let more = state.queue.more(&self.org, self.column, most.saturating_sub(self.loads.len()));
+        let room = self.flight.bounds.keys.saturating_sub(self.loads.len());
+        let more = state.queue.more(&self.org, self.column, room);
         for load in &more {
             // Nobody else sets it: the load has just left the queue.
             let _ = load.run.set(self.fate.clone());
@@ -255,6 +335,19 @@ impl Run {
         self.loads.extend(more);
     }
 
+    /// Sends the loads at the watermark that is known, if nobody who waits tells it. Else nothing has changed, and one has
+    /// to be taken.
+    pub fn send_known(&self, known: impl FnOnce() -> Option<Watermark>) -> Option<Watermark> {
+        let state = self.flight.lock();
+        if self.loads.iter().any(|load| load.told.load(Ordering::Relaxed)) {
+            return None;
+        }
+        let watermark = known()?;
+        self.sent(&watermark, false);
+        drop(state);
+        Some(watermark)
+    }
+
     /// From now on nobody may join who needs more than what is read at `taken`, or at `known` if that is later. Gives
     /// the later one. To be called before the statement is sent.
     pub fn send(&self, taken: Watermark, known: impl FnOnce() -> Option<Watermark>) -> Watermark {
@@ -262,19 +355,44 @@ impl Run {
         // Whoever joined until now has seen what is known now, or less.
         let later = known().filter(|known| known.epoch == taken.epoch && known.sync_id > taken.sync_id);
         let watermark = later.unwrap_or(taken);
-        for load in &self.loads {
-            // Nobody else sets it.
-            let _ = load.sent.set(watermark.clone());
-        }
+        self.sent(&watermark, true);
         drop(state);
         watermark
+    }
+
+    /// To be called under the lock.
+    fn sent(&self, watermark: &Watermark, tellable: bool) {
+        let at = Instant::now();
+        for load in &self.loads {
+            // Nobody else sets it.
+            let _ = load.sent.set(Sent { watermark: watermark.clone(), tellable, at });
+        }
     }
 
     /// Gives loads their outcome.
     pub fn finish(&mut self, outcomes: impl IntoIterator<Item = (Arc<Load>, Outcome)>) {
         let outcomes: Vec<_> = outcomes.into_iter().collect();
+        let share = self.flight.bounds.share;
         let mut state = self.flight.lock();
-        outcomes.iter().for_each(|(load, _)| state.forget(load));
+        let mut settled = Vec::new();
+        for (load, outcome) in &outcomes {
+            load.finished.store(true, Ordering::Relaxed);
+            if load.waiters.load(Ordering::Relaxed) > 0 && self.fate.wanted.fetch_sub(1, Ordering::Relaxed) == 1 {
+                self.stop.cancel();
+            }
+            if outcome.is_ok() && !share.is_zero() {
+                settled.push(load.clone());
+            } else {
+                state.forget(load);
+            }
+        }
+        let at = outcomes.iter().find_map(|(load, _)| Some(load.sent.get()?.at));
+        state.settled.extend(at.filter(|_| !settled.is_empty()).map(|at| (at, settled)));
+        // Of a caller that has gone nothing is left behind.
+        if self.flight.visits() == 0 {
+            state.forget_settled(|_| true);
+        }
+        state.expire(Instant::now(), share);
         drop(state);
         for (load, outcome) in outcomes {
             // Each load is finished once.
@@ -293,6 +411,12 @@ impl Drop for Run {
 }
 
 impl Load {
+    /// One more caller waits for it. To be called under the lock.
+    fn join(&self, need: Need) {
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        self.told.fetch_or(need.told, Ordering::Relaxed);
+    }
+
     /// The value that is asked for.
     pub fn value(&self) -> &Arc<str> {
         &self.key.ask.value

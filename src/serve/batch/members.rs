@@ -1,12 +1,16 @@
 //! Memberships: read anew for every answer, and for all who ask at the same moment by one statement.
 //!
 //! Nobody joins a read that has begun: a right that was taken away before the question must not be in the answer. Who asks
-//! while one is under way waits for the next, which asks for all of them.
+//! while one is under way waits for the next, which asks for all of them. It begins when as many have come as the last one
+//! served, or after a moment: callers that wait for the same things come again together, and one that is alone is never
+//! kept waiting.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 use crate::model::{Org, SyncGroup, User};
 use crate::serve::batch::LoadError;
@@ -19,19 +23,26 @@ const WAITING: usize = 10_000;
 /// Callers that one statement serves.
 const TOGETHER: usize = 1_000;
 
+/// How long a read waits for as many callers as the last one served.
+const GATHER: Duration = Duration::from_millis(4);
+
 /// Reads memberships. Clones share everything.
 #[derive(Clone)]
 pub struct Members {
     source: Arc<dyn Source>,
     tasks: Tasks,
     state: Arc<Mutex<State>>,
+    /// Told when as many wait as the last read served.
+    enough: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: Vec<Waiting>,
-    /// Whether a read is under way.
+    /// Whether a read is under way, or waits for company.
     reading: bool,
+    /// Callers that the last read served.
+    served: usize,
 }
 
 struct Waiting {
@@ -42,7 +53,7 @@ struct Waiting {
 impl Members {
     /// Nobody asks yet.
     pub fn new(source: Arc<dyn Source>, tasks: Tasks) -> Self {
-        Self { source, tasks, state: Arc::default() }
+        Self { source, tasks, state: Arc::default(), enough: Arc::default() }
     }
 
     /// The groups of a user, read after the call. Cancel safe.
@@ -60,6 +71,9 @@ impl Members {
                 return Err(LoadError::Overloaded);
             }
             state.waiting.push(Waiting { member: (org.clone(), user.clone()), answer });
+            if state.waiting.len() >= state.served {
+                self.enough.notify_one();
+            }
         }
         self.begin();
         answered.await.unwrap_or(Err(LoadError::Broken))
@@ -80,14 +94,33 @@ impl Members {
             return;
         }
         state.reading = true;
-        let served = state.waiting.len().min(TOGETHER);
-        let waiting: Vec<Waiting> = state.waiting.drain(..served).collect();
         drop(state);
         let ended = Ended(self.clone());
         self.tasks.spawn("memberships", async move {
             let members = &ended.0;
-            members.tasks.token().run_until_cancelled(members.read(waiting)).await;
+            members.tasks.token().run_until_cancelled(members.gather_and_read()).await;
         });
+    }
+
+    async fn gather_and_read(&self) {
+        // Whoever notifies when nobody waits leaves that to the next, which looks for itself.
+        let gather = async {
+            while self.lock().lacks_company() {
+                self.enough.notified().await;
+            }
+        };
+        // What has come by then is enough.
+        let _ = timeout(GATHER, gather).await;
+        let waiting = {
+            let mut state = self.lock();
+            state.waiting.retain(|waiting| !waiting.answer.is_closed());
+            let served = state.waiting.len().min(TOGETHER);
+            state.served = served;
+            state.waiting.drain(..served).collect::<Vec<_>>()
+        };
+        if !waiting.is_empty() {
+            self.read(waiting).await;
+        }
     }
 
     async fn read(&self, waiting: Vec<Waiting>) {
@@ -109,6 +142,12 @@ impl Members {
             // Whoever has gone away needs none.
             let _ = waiting.answer.send(answer);
         }
+    }
+}
+
+impl State {
+    fn lacks_company(&self) -> bool {
+        self.waiting.len() < self.served
     }
 }
 

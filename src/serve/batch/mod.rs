@@ -2,14 +2,19 @@
 //!
 //! Lazy models are loaded by many small requests that want the same things: a board opens, and forty clients ask for the
 //! comments of the same issues. A key that is being loaded is joined, if what is read satisfies the caller; the others
-//! are grouped by what one statement can ask for (`plan`), and a statement is sent as soon as it may be: at once when
-//! none is under way, else when one ends or after a short window. So an idle service adds no delay, and a busy one makes
-//! its batches by itself.
+//! are grouped by what one statement can ask for (`plan`), and a statement is sent as soon as it may be: at once for a
+//! caller that is alone, else after a moment in which others may come along; while one is under way, when it ends or after
+//! a short window. So an idle service adds no delay, and a busy one makes its batches by itself.
+//!
+//! Callers that overlap share a little more: what was read for one of them may be joined for some milliseconds after it was
+//! sent (`loader.share_ms`), answered or not, and is told with the watermark it was read at. Who must see what it has
+//! written itself says so by `firstSyncId`.
 //!
 //! Rules of the room:
 //! - What is shared does not depend on any caller: rows with their groups. Each caller filters them by its own.
 //! - The watermark is taken before the statement is sent, so an answer may say it. A load that was not sent yet satisfies
-//!   everyone who has seen the watermark it needs (`inflight`).
+//!   everyone who has seen the watermark it needs (`inflight`). Where nobody tells it (the rows of a delta are shown as
+//!   they are now), one that was seen before does.
 //! - A caller that goes away cancels nobody; when all have gone the statement is stopped. A failure reaches exactly
 //!   those who waited for it.
 //! - Everything is bounded: keys that wait (with room left for every org), statements at once, keys and bytes of one, bytes
@@ -34,7 +39,7 @@ use tracing::Instrument;
 use crate::chain::Chain;
 use crate::metrics::Metrics;
 use crate::model::{Epoch, Field, Org, Schema, SyncGroup, SyncId, User, key};
-use crate::serve::batch::inflight::{Bounds, InFlight, Load, Outcome, Run};
+use crate::serve::batch::inflight::{Bounds, InFlight, Load, Need, Outcome, Run, Visit};
 use crate::serve::batch::marks::Marks;
 use crate::serve::batch::members::Members;
 use crate::serve::batch::plan::Column;
@@ -42,6 +47,9 @@ pub use crate::source::{By, FoundRow};
 use crate::source::{Found, Lookup, Source, SourceError};
 use crate::task::Tasks;
 use crate::trace::span;
+
+/// How long a statement waits for company, when other callers are at work.
+const GATHER: Duration = Duration::from_millis(3);
 
 /// How often a load is made again because what came does not fit together: the history or the tables changed midway.
 const TRIES: usize = 4;
@@ -58,6 +66,8 @@ pub struct LoaderSettings {
     pub statement_bytes: usize,
     /// Milliseconds that keys wait for company while statements are under way and another may begin.
     pub window_ms: u64,
+    /// Milliseconds after a statement was sent in which callers that overlap may join what it reads.
+    pub share_ms: u64,
     /// Keys that may wait, of all orgs.
     pub waiting_keys: usize,
     /// Bytes of rows that answers in progress may hold.
@@ -73,7 +83,8 @@ impl Default for LoaderSettings {
             statements: 3,
             statement_keys: 1000,
             statement_bytes: 16 << 20,
-            window_ms: 2,
+            window_ms: 10,
+            share_ms: 50,
             waiting_keys: 100_000,
             held_bytes: 256 << 20,
             watermark_wait_ms: 2000,
@@ -214,14 +225,26 @@ impl Loader {
     pub fn new(source: Arc<dyn Source>, tasks: Tasks, settings: LoaderSettings, metrics: Metrics) -> Self {
         let (marks, held) = (Marks::new(source.clone()), Arc::default());
         let members = Members::new(source.clone(), tasks.clone());
-        let (flight, window_open) = (Arc::new(InFlight::new(metrics.clone())), AtomicBool::new(false));
+        let bounds = Bounds {
+            statements: settings.statements,
+            keys: settings.statement_keys,
+            waiting: settings.waiting_keys,
+            share: Duration::from_millis(settings.share_ms),
+        };
+        let (flight, window_open) = (Arc::new(InFlight::new(bounds, metrics.clone())), AtomicBool::new(false));
         Self {
             shared: Arc::new(Shared { source, tasks, settings, metrics, marks, members, flight, held, window_open }),
         }
     }
 
-    /// The rows of each key, in the order of the asks, all of one history and schema and each read at `at_least` or
-    /// later. Repeated keys are loaded once. Cancel safe: dropping the future gives up its keys, and a statement that
+    /// Counts a caller as at work until the visit is dropped. What callers at the same time read they may share, so whoever
+    /// asks for several things holds one around them all.
+    pub fn visit(&self) -> Visit {
+        self.shared.flight.visit()
+    }
+
+    /// The rows of each key, in the order of the asks, all of one history and schema and each read as the caller needs
+    /// it. Repeated keys are loaded once. Cancel safe: dropping the future gives up its keys, and a statement that
     /// nobody waits for any more is stopped.
     ///
     /// # Errors
@@ -230,30 +253,31 @@ impl Loader {
         &self,
         org: &Org,
         asks: &[Ask],
-        at_least: SyncId,
+        need: Need,
         deadline: Instant,
     ) -> Result<Vec<Arc<Loaded>>, LoadError> {
         let began = Instant::now();
-        let loaded = timeout_at(deadline, self.load_settled(org, asks, at_least));
+        let _visit = self.visit();
+        let loaded = timeout_at(deadline, self.load_settled(org, asks, need));
         let loaded = loaded.instrument(span!("load rows", keys = asks.len())).await;
         self.shared.metrics.load_wait(began.elapsed());
         loaded.map_err(|_| LoadError::Deadline)?.map_err(|error| self.broken_off(error))
     }
 
-    async fn load_settled(&self, org: &Org, asks: &[Ask], at_least: SyncId) -> Result<Vec<Arc<Loaded>>, LoadError> {
+    async fn load_settled(&self, org: &Org, asks: &[Ask], need: Need) -> Result<Vec<Arc<Loaded>>, LoadError> {
         self.refuse_unlogged(asks).await?;
         let shared = &self.shared;
         for _ in 0..TRIES {
-            shared.marks.reach(at_least, Duration::from_millis(shared.settings.watermark_wait_ms)).await?;
-            if shared.held.load(Ordering::Relaxed) > shared.settings.held_bytes {
-                return Err(LoadError::Overloaded);
-            }
-            let tickets = shared.flight.claim(org, asks, at_least, shared.settings.waiting_keys)?;
+            shared.marks.reach(need.at_least, Duration::from_millis(shared.settings.watermark_wait_ms)).await?;
+            shared.make_room()?;
+            let tickets = shared.flight.claim(org, asks, need)?;
             shared.begin();
             let loaded = tickets.wait().await?;
-            if fit_together(&loaded, at_least) {
+            if fit_together(&loaded, need.at_least) {
                 return Ok(loaded);
             }
+            // What does not fit must not be joined again.
+            shared.flight.forget_settled();
         }
         Err(LoadError::Unsettled)
     }
@@ -297,6 +321,14 @@ fn fit_together(loaded: &[Arc<Loaded>], at_least: SyncId) -> bool {
 }
 
 impl Shared {
+    /// Whether answers hold no more than they may. What nobody waits for is let go before it comes to that.
+    fn make_room(&self) -> Result<(), LoadError> {
+        if self.held.load(Ordering::Relaxed) > self.settings.held_bytes / 2 {
+            self.flight.forget_settled();
+        }
+        if self.held.load(Ordering::Relaxed) > self.settings.held_bytes { Err(LoadError::Overloaded) } else { Ok(()) }
+    }
+
     /// Begins statements for what waits, now or at the end of the window.
     fn begin(self: &Arc<Self>) {
         let running = self.flight.running();
@@ -314,8 +346,7 @@ impl Shared {
 
     /// Begins as many statements as there is work and room for.
     fn dispatch(self: &Arc<Self>) {
-        let bounds = Bounds { statements: self.settings.statements, keys: self.settings.statement_keys };
-        while let Some(run) = self.flight.next(&bounds) {
+        while let Some(run) = self.flight.next() {
             let (stop, goes_on) = (run.stop.clone(), GoesOn(self.clone()));
             self.tasks.spawn("loader", async move {
                 let Shared { tasks, .. } = &*goes_on.0;
@@ -326,13 +357,22 @@ impl Shared {
 
     /// Reads the keys of one statement, in parts when they are too large together.
     async fn run(&self, mut run: Run) {
-        let taken = match self.marks.take().await {
-            Ok(taken) => taken,
-            Err(error) => return self.fail(&mut run, error.into()),
+        if self.flight.visits() > 1 {
+            sleep(GATHER).await;
+        }
+        run.fill();
+        let watermark = match run.send_known(|| self.marks.known()) {
+            Some(known) => known,
+            None => {
+                let taken = match self.marks.take().await {
+                    Ok(taken) => taken,
+                    Err(error) => return self.fail(&mut run, error.into()),
+                };
+                // Taking the watermark is several round trips: whoever came meanwhile shares the statement.
+                run.fill();
+                run.send(taken, || self.marks.known())
+            }
         };
-        // Taking the watermark is several round trips: whoever came meanwhile shares the statement.
-        run.fill(self.settings.statement_keys);
-        let watermark = run.send(taken, || self.marks.known());
         let mut parts = vec![run.loads.clone()];
         while let Some(mut part) = parts.pop() {
             let lookup = Lookup {

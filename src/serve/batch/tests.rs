@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::metrics::Metrics;
 use crate::model::schema::JsonKind;
 use crate::model::{Catalog, Field, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId, User};
+use crate::serve::batch::inflight::Need;
 use crate::serve::batch::{Ask, By, LoadError, Loaded, Loader, LoaderSettings};
 use crate::source::memory::{Fate, MemorySource};
 use crate::task::Tasks;
@@ -68,11 +69,11 @@ impl Bench {
 
     fn spawn(&self, org: &Org, asks: Vec<Ask>, at_least: SyncId) -> JoinHandle<Outcome> {
         let (loader, org) = (self.loader.clone(), org.clone());
-        tokio::spawn(async move { loader.load(&org, &asks, at_least, soon()).await })
+        tokio::spawn(async move { loader.load(&org, &asks, need(at_least), soon()).await })
     }
 
     async fn load(&self, org: &Org, asks: &[Ask]) -> Outcome {
-        self.loader.load(org, asks, SyncId::ZERO, soon()).await
+        self.loader.load(org, asks, need(SyncId::ZERO), soon()).await
     }
 
     async fn until_lookups(&self, count: usize) {
@@ -90,6 +91,10 @@ impl Bench {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
+}
+
+fn need(at_least: SyncId) -> Need {
+    Need { at_least, told: true }
 }
 
 fn soon() -> Instant {
@@ -178,8 +183,65 @@ async fn a_load_that_is_too_old_is_not_joined() {
     assert!(fresh[0].sync_id >= needed && fresh[0].rows[0].line.ends_with(b"\"new\"}\n"));
     joins.await.unwrap().unwrap();
     assert_eq!(bench.source.lookups().len(), 2);
-    let beyond = bench.loader.load(&o, &ids([1]), SyncId(9), soon()).await;
+    let beyond = bench.loader.load(&o, &ids([1]), need(SyncId(9)), soon()).await;
     assert!(matches!(beyond, Err(LoadError::Ahead { watermark: SyncId(2) })), "{beyond:?}");
+    bench.until_idle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_is_joined_by_callers_that_overlap_and_not_for_long() {
+    let bench = Bench::new(LoaderSettings { share_ms: 50, ..LoaderSettings::default() });
+    let o = org("o");
+    bench.put(&o, 1, "old");
+    let text = |loaded: &Outcome| String::from_utf8(loaded.as_ref().unwrap()[0].rows[0].line.to_vec()).unwrap();
+    // Alone, it reads anew each time.
+    bench.load(&o, &ids([1])).await.unwrap();
+    bench.put(&o, 1, "newer");
+    assert!(text(&bench.load(&o, &ids([1])).await).contains("newer"));
+    assert_eq!(bench.source.lookups().len(), 2);
+    // While somebody is at work it shares, but not with whoever needs more, and what that one reads is newer for all.
+    let other = bench.loader.visit();
+    bench.load(&o, &ids([1])).await.unwrap();
+    let needed = bench.put(&o, 1, "newest");
+    let shared = bench.load(&o, &ids([1])).await;
+    assert!(text(&shared).contains("newer") && shared.unwrap()[0].sync_id < needed);
+    assert_eq!(bench.source.lookups().len(), 3);
+    let anew = bench.loader.load(&o, &ids([1]), need(needed), soon()).await;
+    assert!(text(&anew).contains("newest"));
+    assert!(text(&bench.load(&o, &ids([1])).await).contains("newest"));
+    assert_eq!(bench.source.lookups().len(), 4);
+    assert_eq!(bench.loader.in_flight(), 1);
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    bench.put(&o, 1, "last");
+    assert!(text(&bench.load(&o, &ids([1])).await).contains("last"));
+    drop(other);
+    assert_eq!(bench.loader.in_flight(), 0, "nothing is left behind");
+    // Failures are not kept.
+    let other = bench.loader.visit();
+    bench.source.set_fate(Fate::Refused);
+    assert!(bench.load(&o, &ids([1])).await.is_err());
+    bench.source.set_fate(Fate::Answered);
+    assert!(bench.load(&o, &ids([1])).await.is_ok());
+    drop(other);
+    bench.until_idle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_whose_watermark_nobody_tells_is_read_at_the_last_and_joined_by_nobody_who_does() {
+    let bench = Bench::new(LoaderSettings::default());
+    let o = org("o");
+    let first = bench.put(&o, 1, "x");
+    bench.load(&o, &ids([1])).await.unwrap();
+    bench.put(&o, 1, "y");
+    bench.source.set_fate(Fate::Held);
+    let (loader, untold) = (bench.loader.clone(), Need { at_least: first, told: false });
+    let quiet = tokio::spawn(async move { loader.load(&org("o"), &ids([1]), untold, soon()).await });
+    bench.until_lookups(2).await;
+    let tells = bench.spawn(&o, ids([1]), SyncId::ZERO);
+    bench.until_lookups(3).await;
+    bench.source.set_fate(Fate::Answered);
+    let (quiet, tells) = (quiet.await.unwrap().unwrap(), tells.await.unwrap().unwrap());
+    assert_eq!((quiet[0].sync_id, tells[0].sync_id), (first, SyncId(2)));
     bench.until_idle().await;
 }
 

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::error::Error;
 
 use tokio_postgres::Client;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::ToSql;
 
 use crate::model::key::canonical;
 use crate::model::{Org, SyncGroup, User};
 use crate::source::postgres::columns::Layout;
 use crate::source::postgres::error::classify;
+use crate::source::postgres::pool::Lease;
 use crate::source::{SourceError, sql};
 
 /// The groups of users, in their order: one statement for all. A text that the user column's type can't hold belongs to
@@ -18,17 +19,17 @@ use crate::source::{SourceError, sql};
 /// # Errors
 /// What keeps the database from answering.
 pub async fn memberships(
-    client: &Client,
+    lease: &Lease,
     layout: &Layout,
     members: &[(Org, User)],
 ) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
     if layout.memberships.iter().all(|types| is_known(&types.org) && is_known(&types.user)) {
-        return groups_of(client, layout, members).await;
+        return groups_of(lease, layout, members).await;
     }
     // Only the server can tell whether such a text fits, so each is asked for alone.
     let mut groups = Vec::with_capacity(members.len());
     for member in members {
-        match groups_of(client, layout, std::slice::from_ref(member)).await {
+        match groups_of(lease, layout, std::slice::from_ref(member)).await {
             Ok(found) => groups.extend(found),
             Err(SourceError::Failed { cause, .. }) if is_misfit(&*cause) => groups.push(Vec::new()),
             Err(error) => return Err(error),
@@ -44,7 +45,7 @@ fn is_misfit(cause: &(dyn Error + 'static)) -> bool {
 }
 
 async fn groups_of(
-    client: &Client,
+    lease: &Lease,
     layout: &Layout,
     members: &[(Org, User)],
 ) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
@@ -85,14 +86,15 @@ async fn groups_of(
     if selects.is_empty() {
         return Ok(groups);
     }
-    let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = Vec::new();
+    let failed = |error| classify("reading the memberships", error);
+    // Prepared, because planning it takes PostgreSQL longer than reading a few rows by an index.
+    let statement = lease.prepared(layout.schema.hash.as_str(), &selects.join(" UNION ALL ")).await.map_err(failed)?;
+    let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::new();
     for (places, orgs, users) in &columns {
-        parameters.push((places, Type::INT4_ARRAY));
-        parameters.push((orgs, Type::TEXT_ARRAY));
-        parameters.push((users, Type::TEXT_ARRAY));
+        let of_one: [&(dyn ToSql + Sync); 3] = [places, orgs, users];
+        parameters.extend(of_one);
     }
-    let rows = client.query_typed(&selects.join(" UNION ALL "), &parameters).await;
-    for row in rows.map_err(|error| classify("reading the memberships", error))? {
+    for row in lease.query(&statement, &parameters).await.map_err(failed)? {
         let place = usize::try_from(row.get::<_, i32>(0)).ok().and_then(|place| groups.get_mut(place));
         if let (Some(groups), Some(id)) = (place, row.get::<_, Option<&str>>(2)) {
             groups.push(SyncGroup::of(row.get(1), id));

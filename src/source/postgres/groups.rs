@@ -102,8 +102,16 @@ impl GroupValue {
 }
 
 fn hyphenated(raw: [u8; 16]) -> String {
-    let digits = format!("{:032x}", u128::from_be_bytes(raw));
-    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+    let mut text = String::with_capacity(36);
+    for (place, byte) in raw.into_iter().enumerate() {
+        if matches!(place, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        for digit in [byte >> 4, byte & 15] {
+            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        }
+    }
+    text
 }
 
 #[cfg(test)]

@@ -88,8 +88,9 @@ impl Log {
     /// What PostgreSQL says.
     pub async fn floor(&self, client: &Client) -> Result<SyncId, SourceError> {
         let sql = format!("SELECT {}", self.floor_sql());
-        let row = client.query_one(&sql, &[]).await.map_err(|error| classify("reading the log's floor", error))?;
-        Ok(SyncId(row.get::<_, i64>(0).unsigned_abs()))
+        // Without preparing it, which would be two more round trips.
+        let rows = client.query_typed(&sql, &[]).await.map_err(|error| classify("reading the log's floor", error))?;
+        Ok(rows.first().map_or(SyncId::ZERO, |row| SyncId(row.get::<_, i64>(0).unsigned_abs())))
     }
 
     /// For each org, how many actions the log holds after a sync id, counted up to `cap`; `cap` where the log does not

@@ -37,6 +37,9 @@ pub use probe::{Standby, epoch, probe, probe_patiently};
 /// How often the database is asked whether something has ended, at first and at most.
 const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
+/// How long a probe waits for as many callers as the last one served.
+const GATHER: Duration = Duration::from_millis(4);
+
 /// Settings `[watermark]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -145,12 +148,26 @@ impl Prober {
     /// Makes a probe whenever someone asks, one at a time, until every [`Watermarks`] is gone. A probe goes on when
     /// nobody waits for it any more: were it dropped, writers that come one after the other could hold the watermark
     /// back for ever.
+    ///
+    /// One begins when as many have asked as the last one served, or after a moment: callers that wait for the same
+    /// things come again together, and one that is alone is never kept waiting.
     pub async fn run<F: Future<Output = Answer>>(mut self, mut probe: impl FnMut(Report) -> F) {
+        let mut served = 0;
         while let Some(first) = self.asks.recv().await {
             let mut asks = vec![first];
+            let gather = async {
+                while asks.len() < served
+                    && let Some(ask) = self.asks.recv().await
+                {
+                    asks.push(ask);
+                }
+            };
+            // What has come by then is enough.
+            let _ = timeout(GATHER, gather).await;
             while let Ok(ask) = self.asks.try_recv() {
                 asks.push(ask);
             }
+            served = asks.len();
             let answer = probe(self.report.clone()).await;
             let metrics = &self.report.metrics;
             metrics.holder.is_nobody();

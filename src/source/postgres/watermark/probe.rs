@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::{Answer, POLL, Report};
 use crate::model::{Epoch, SyncId, Watermark};
@@ -47,7 +47,7 @@ pub struct Standby;
 struct Statements {
     /// The epoch and the highest id that was drawn.
     drawn: Statement,
-    /// Who writes to the log.
+    /// Who writes to the log, and after that what [`Self::written`] tells.
     writers: Statement,
     /// Up to where WAL is written, whether that is flushed, and the epoch again.
     written: Statement,
@@ -85,7 +85,14 @@ impl Statements {
                 "SELECT {recovering}, CASE WHEN NOT {recovering} THEN {EPOCH} END,
                         CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {sequence}"
             ),
-            format!("{LOG_TABLES} SELECT DISTINCT l.virtualtransaction {WRITERS}"),
+            // The position is read once the list is complete, because it is asked for with every row of that: of one.
+            format!(
+                "{LOG_TABLES}, writers AS MATERIALIZED (
+                     SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{{}}') AS open {WRITERS})
+                 SELECT w.open, w.lsn::text, pg_current_wal_flush_lsn() >= w.lsn, {EPOCH}
+                 FROM (SELECT open, CASE WHEN open IS NOT NULL THEN pg_current_wal_insert_lsn() END AS lsn
+                       FROM writers OFFSET 0) w"
+            ),
             // The inner select is evaluated once. On a standby it fails: the first statement has told so by then.
             format!(
                 "SELECT w.lsn::text, pg_current_wal_flush_lsn() >= w.lsn, {EPOCH}
@@ -130,16 +137,24 @@ impl Asker<'_> {
         Ok((Epoch::new(epoch), SyncId(u64::try_from(row.get::<_, i64>(2)).unwrap_or_default())))
     }
 
-    async fn writers(&self) -> Result<BTreeSet<String>, SourceError> {
-        let rows = self.client.query(&self.statements.writers, &[&self.log.table]).await;
-        let rows = rows.map_err(|error| classify("listing the log's writers", error))?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+    async fn writers(&self) -> Result<(BTreeSet<String>, Written), SourceError> {
+        let row = self.client.query_one(&self.statements.writers, &[&self.log.table, &self.log.sequence]).await;
+        let row = row.map_err(|error| classify("listing the log's writers", error))?;
+        Ok((row.get::<_, Vec<String>>(0).into_iter().collect(), Written::of(&row, 1)))
     }
 
     async fn written(&self) -> Result<Written, SourceError> {
         let row = self.client.query_one(&self.statements.written, &[&self.log.table, &self.log.sequence]).await;
         let row = row.map_err(unflushed)?;
-        Ok(Written { up_to: row.get(0), flushed: row.get(1), epoch: Epoch::new(row.get::<_, &str>(2)) })
+        Ok(Written::of(&row, 0))
+    }
+}
+
+impl Written {
+    /// From the columns of a row, from `first` on.
+    fn of(row: &Row, first: usize) -> Self {
+        let epoch: &str = row.get(first + 2);
+        Self { up_to: row.get(first), flushed: row.get(first + 1), epoch: Epoch::new(epoch) }
     }
 }
 
@@ -171,14 +186,14 @@ pub async fn probe(client: &Client, log: &Log, limit: Duration) -> Result<Waterm
 async fn probe_aloud(asker: &Asker<'_>, limit: Duration, report: &Report) -> Result<Watermark, SourceError> {
     loop {
         // Sent together, executed one after the other, each with a snapshot of its own.
-        let (drawn, writers, written) = tokio::join!(asker.drawn(), asker.writers(), asker.written());
+        let (drawn, writers) = tokio::join!(asker.drawn(), asker.writers());
         let (epoch, sync_id) = drawn?;
-        let writers = writers?;
+        let (writers, written) = writers?;
         report.progress.send_modify(|progress| {
             (progress.probing, progress.held) = (Some(epoch.clone()), !writers.is_empty());
         });
         let written = if writers.is_empty() {
-            written?
+            written
         } else {
             wait_for_writers(asker, writers, limit, report).await?;
             asker.written().await?
@@ -214,7 +229,7 @@ async fn wait_for_writers(
         report.metrics.held_seconds.set(began.elapsed().as_secs_f64());
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(POLL.1);
-        let open = asker.writers().await?;
+        let (open, _) = asker.writers().await?;
         waited_for.retain(|writer| open.contains(writer));
     }
     Ok(())
