@@ -122,8 +122,8 @@ async fn no_metric_is_dead() {
     let mut setup = Setup::new(&database.url(), studio::CATALOG);
     setup.must(&["migrate", "--apply"]);
     setup.set("HEADSTART_POSTGRES_URL", database.url().replace(&format!(":{port}/"), &format!(":{}/", proxy.port)));
-    // So few that callers wait for one while a scan goes on.
-    setup.set("HEADSTART_POSTGRES_MAX_CONNECTIONS", "3").set("HEADSTART_LOADER_STATEMENTS", "2");
+    // So few that callers wait for one while a scan goes on: it has one, and memberships and the watermark want one each.
+    setup.set("HEADSTART_POSTGRES_MAX_CONNECTIONS", "2").set("HEADSTART_LOADER_STATEMENTS", "1");
     setup.set("HEADSTART_DUMP_CONCURRENT", "1").set("HEADSTART_SCAN_CONNECTIONS", "1");
     setup.set("HEADSTART_BOOTSTRAP_DATABASE_WAIT_MS", "60000");
     let server = setup.serve().await;
@@ -179,7 +179,7 @@ async fn answers_are_counted(server: &Server, setup: &Setup, client: &Client) {
             ("sent_bytes_total", sent),
             ("raw_bytes_total", first_raw),
             ("places{kind=\"stream\"}", 4000),
-            ("pool_limit{pool=\"primary\"}", 3),
+            ("pool_limit{pool=\"primary\"}", 2),
             ("scan_rows_per_second_count", 1),
             ("scan_bytes_per_second_count", 1),
             ("watermark", first["lastSyncId"].as_u64().unwrap()),
@@ -289,7 +289,7 @@ async fn a_dump_that_fails_is_seen_before_and_after(
     proxy.set(Mode::StallAfter(0));
     let crowd = (0..4).map(|_| server.get("/sync/bootstrap?noSyncPackets=true", &token).send());
     let watched = async {
-        until(server, "pool_in_use{pool=\"primary\"}", 3.0).await;
+        until(server, "pool_in_use{pool=\"primary\"}", 2.0).await;
         server
             .until("callers wait", async || server.metric("headstart_pool_waiting{pool=\"primary\"}").await > 0.0)
             .await;
