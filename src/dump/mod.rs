@@ -12,6 +12,7 @@
 
 mod aside;
 pub mod build;
+pub mod course;
 mod driving;
 pub mod ended;
 mod follow;
@@ -21,13 +22,18 @@ pub mod packs;
 pub mod part;
 pub mod policy;
 pub mod queue;
+mod refresh;
+pub mod reuse;
 pub mod runner;
 pub mod settings;
+mod shards;
 pub mod spool;
+mod stored;
+mod taken;
 pub mod trim;
 mod unstored;
 
-pub use live::{LiveDump, Settled};
+pub use live::{LiveDump, Refreshed, Settled};
 pub use part::{Frames, Part};
 pub use queue::{Dumps, Joined, Wish};
 pub use settings::DumpSettings;

@@ -167,7 +167,15 @@ metrics! {
         dumps_failed: Family<Reason, Counter> = "dumps_failed", COUNT;
         /// Dumps of other instances that were followed to their end instead of scanning too.
         pub dumps_followed: Counter = "dumps_followed", COUNT;
-        /// Rows read by dumps.
+        /// Dumps that read only what had changed since the snapshot before; they count among those that were published.
+        pub refreshes: Counter = "refreshes", COUNT;
+        /// Dumps that read the org as a whole, by why they were no refresh.
+        full_dumps: Family<Reason, Counter> = "full_dumps", COUNT;
+        /// Rows read by refreshes.
+        pub refreshed_rows: Counter = "refreshed_rows", COUNT;
+        /// Packs, indexes and manifests put in the store, by dumps and refreshes.
+        pub stored_bytes: Counter = "stored", BYTES;
+        /// Rows read by dumps that read the org as a whole.
         pub scanned_rows: Counter = "scanned_rows", COUNT;
         /// Lines made by dumps from those rows.
         pub scanned_bytes: Counter = "scanned", BYTES;
@@ -457,6 +465,11 @@ impl Metrics {
     /// Counts a dump that was not published, by the word for why.
     pub fn dump_failed(&self, reason: &'static str) {
         self.dumps_failed.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Counts a dump that read the org as a whole, by the word for why.
+    pub fn full_dump(&self, reason: &'static str) {
+        self.full_dumps.get_or_create(&Reason { reason }).inc();
     }
 
     /// Where a pool of connections, by its name, notes what it does.

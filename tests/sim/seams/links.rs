@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use headstart::model::{Epoch, Generation, GroupSet, Org, Schema, SnapshotId, SyncGroup, SyncId, User, Watermark};
 use headstart::snapshot::{Manifest, PackId, frame, pack};
-use headstart::source::{Action, ActionRange, Found, LogSize, Lookup, Scan, Source, SourceError};
+use headstart::source::{Action, ActionRange, Found, LogSize, Lookup, Object, Scan, Source, SourceError};
 use headstart::store::{Facts, Head, Lease, MemoryStore, Slot, SnapshotStore, StoreError};
 use tokio::time::sleep;
 
@@ -163,6 +163,11 @@ impl Source for LinkedSource {
     async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError> {
         self.link.database().await?;
         self.history.database.actions(range).await
+    }
+
+    async fn changed(&self, range: &ActionRange) -> Result<Vec<Object>, SourceError> {
+        self.link.database().await?;
+        self.history.database.changed(range).await
     }
 
     async fn memberships(&self, members: &[(Org, User)]) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
