@@ -143,10 +143,7 @@ mod tests {
         assert_eq!(most_changed(&basis, &other, &BOUNDS), Err(Full::OtherEpoch));
         let due = Basis { refreshes: 3, ..basis.clone() };
         assert_eq!(most_changed(&due, &epoch, &BOUNDS), Err(Full::Due(3)));
-        assert_eq!(
-            most_changed(&Basis { is_indexed: false, ..basis.clone() }, &epoch, &BOUNDS),
-            Err(Full::NotIndexed)
-        );
+        assert_eq!(most_changed(&Basis { is_indexed: false, ..basis.clone() }, &epoch, &BOUNDS), Err(Full::NotIndexed));
         assert_eq!(most_changed(&Basis { rows: u64::MAX, ..basis.clone() }, &epoch, &BOUNDS), Ok(MOST_CHANGED));
         assert_eq!(most_changed(&basis, &epoch, &Bounds { max_percent: 0, ..BOUNDS }), Err(Full::Large(0)));
     }

@@ -194,12 +194,7 @@ impl Dumps {
         }
     }
 
-    async fn refresh(
-        &self,
-        live: &Arc<LiveDump>,
-        facts: &Facts,
-        over: Generation,
-    ) -> Result<Refreshed, RefreshError> {
+    async fn refresh(&self, live: &Arc<LiveDump>, facts: &Facts, over: Generation) -> Result<Refreshed, RefreshError> {
         let began = Instant::now();
         let shared = &self.shared;
         let refresh = Arc::new(Refresh::begin(shared.builder.clone(), live, facts).await?);
@@ -338,7 +333,8 @@ impl Refresh {
     ) -> BoxStream<'a, Result<Made, RefreshError>> {
         let mut parts = Vec::new();
         for (place, (_, ids)) in self.changed.iter().enumerate() {
-            parts.extend((0..ids.len()).step_by(LOOKUP_IDS).map(|from| (place, from..ids.len().min(from + LOOKUP_IDS))));
+            parts
+                .extend((0..ids.len()).step_by(LOOKUP_IDS).map(|from| (place, from..ids.len().min(from + LOOKUP_IDS))));
         }
         let (refresh, org) = (self.clone(), org.clone());
         let lookups = stream::iter(parts).map(move |(place, range)| {
@@ -372,8 +368,7 @@ impl Refresh {
         while let Some(ids) = waiting.pop() {
             // One row may be as long as the database lets it be.
             let max_bytes = if ids.len() > 1 { LOOKUP_BYTES } else { usize::MAX };
-            let lookup =
-                Lookup { org: org.clone(), model, by: By::Id, values: ids.to_vec(), max_bytes };
+            let lookup = Lookup { org: org.clone(), model, by: By::Id, values: ids.to_vec(), max_bytes };
             match self.builder.source().lookup(&lookup).await {
                 Ok(found) => all.push(found),
                 Err(SourceError::TooLarge(_)) if ids.len() > 1 => {
@@ -448,9 +443,7 @@ impl Refresh {
                 async move {
                     match made {
                         Made::Spooled(frame) => Ok(frame),
-                        Made::Full(frame) => {
-                            Ok(task::blocking(move || builder.write(&fresh, &ids, &frame)).await?)
-                        }
+                        Made::Full(frame) => Ok(task::blocking(move || builder.write(&fresh, &ids, &frame)).await?),
                     }
                 }
             })

@@ -65,9 +65,8 @@ impl Plan {
     pub fn new(manifest: &Manifest, hit: &[bool], written: &HashSet<(u32, u32)>) -> Self {
         let mut touched = written.clone();
         touched.extend(manifest.frames.iter().zip(hit).filter(|(_, hit)| **hit).map(|(frame, _)| key(frame)));
-        let rewritten = |(frame, hit): (&FrameEntry, &bool)| {
-            *hit || (frame.raw_len < SMALL_FRAME && touched.contains(&key(frame)))
-        };
+        let rewritten =
+            |(frame, hit): (&FrameEntry, &bool)| *hit || (frame.raw_len < SMALL_FRAME && touched.contains(&key(frame)));
         let mut fates: Vec<Fate> = (manifest.frames.iter().zip(hit))
             .map(|pair| if rewritten(pair) { Fate::Rewritten } else { Fate::Kept })
             .collect();
@@ -135,7 +134,15 @@ mod tests {
             let mut offset = 0;
             for (model, set, len, raw) in *pack {
                 let (len, raw_len) = (len << 10, raw << 10);
-                frames.push(FrameEntry { model: *model, set: *set, pack: number as u32, offset, len, raw_len, rows: 1 });
+                frames.push(FrameEntry {
+                    model: *model,
+                    set: *set,
+                    pack: number as u32,
+                    offset,
+                    len,
+                    raw_len,
+                    rows: 1,
+                });
                 offset += len;
             }
             PackEntry { id: PackId { snapshot: id, number: number as u32 }, len: offset + 100 }

@@ -114,7 +114,8 @@ impl Shards {
         let entry = self.entries[shard];
         let bytes = self.builder.destination().pack(&self.org, entry.id).await?;
         if bytes.len() != entry.len as usize {
-            let (what, fault) = (format!("index {} of org {:?}", entry.id, self.org), "it has another length".to_owned());
+            let (what, fault) =
+                (format!("index {} of org {:?}", entry.id, self.org), "it has another length".to_owned());
             return Err(StoreError::Damaged { what, fault }.into());
         }
         let filters = Arc::new(task::blocking(move || index::read(&bytes)).await?);

@@ -319,7 +319,8 @@ pub(crate) mod tests {
         let mut manifest = sample(20);
         (manifest.refreshes, manifest.index) = (0, Vec::new());
         let bytes = manifest.encode().unwrap();
-        let body = frame::decompress(&bytes[16..], u64::from_le_bytes(bytes[8..16].try_into().unwrap()) as usize).unwrap();
+        let body =
+            frame::decompress(&bytes[16..], u64::from_le_bytes(bytes[8..16].try_into().unwrap()) as usize).unwrap();
         // Without the number of refreshes and that of shards, one byte each, before the packs.
         let head = 16 + 5 + 2 + 2 + 3;
         assert_eq!(&body[head..head + 2], [0, 0]);

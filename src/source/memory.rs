@@ -372,9 +372,10 @@ impl Source for MemorySource {
             return Err(SourceError::Trimmed { floor: state.floor });
         }
         let models = state.schema.catalog.models();
-        let told = state.log.iter().filter(|Entry { org, action, .. }| {
-            *org == range.org && range.after < action.id && action.id <= range.to
-        });
+        let told = state
+            .log
+            .iter()
+            .filter(|Entry { org, action, .. }| *org == range.org && range.after < action.id && action.id <= range.to);
         let objects: BTreeSet<&Object> = told.filter_map(|entry| entry.action.object.as_ref()).collect();
         let kept = objects.into_iter().filter(|object| models[object.model].load.in_snapshot());
         Ok(kept.take(range.limit).cloned().collect())
