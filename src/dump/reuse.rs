@@ -77,8 +77,13 @@ impl Plan {
         }
         let sets: HashSet<u32> = touched.iter().map(|(_, set)| *set).collect();
         let mut meets = vec![false; manifest.packs.len()];
+        let mut before = None;
         for (frame, _) in manifest.frames.iter().zip(&fates).filter(|(_, fate)| **fate == Fate::Kept) {
-            used[frame.pack as usize].live += u64::from(frame.len);
+            let is_first_of_set = before.replace((frame.pack, frame.set)) != Some((frame.pack, frame.set));
+            let used = &mut used[frame.pack as usize];
+            used.live += if used.live == 0 { pack::FRAMING } else { 0 };
+            used.live += u64::from(frame.len) + pack::table_len(frame.len, frame.raw_len, frame.rows);
+            used.live += if is_first_of_set { pack::set_len(&manifest.sets[frame.set as usize]) } else { 0 };
             meets[frame.pack as usize] |= sets.contains(&frame.set);
         }
         let mut stays: Vec<bool> = (used.iter().zip(&meets))
