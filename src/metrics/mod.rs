@@ -23,7 +23,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry, Unit};
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::kinds::Worst;
+use crate::metrics::kinds::{Worst, first_bytes, last_bytes, speeds};
 use crate::metrics::labels::{
     Answer, Build, Connections, End, Kind, Outcome, Reason, Refusal, Request, Round, Route, Schema, Told,
 };
@@ -96,21 +96,6 @@ const SECONDS: Option<Unit> = Some(Unit::Seconds);
 const BYTES: Option<Unit> = Some(Unit::Bytes);
 /// What is counted one by one.
 const COUNT: Option<Unit> = None;
-
-/// From 1 ms, a cached frame, to 65 s, a dump that waited for its turn.
-fn first_bytes() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 2.0, 17))
-}
-
-/// From 2 ms to 2 h: an answer that its client took slowly.
-fn last_bytes() -> Histogram {
-    Histogram::new(exponential_buckets(0.002, 3.0, 15))
-}
-
-/// From a tiny org, where beginning and ending take the time, to 20,000 times as much.
-fn speeds(least: f64) -> Histogram {
-    Histogram::new(exponential_buckets(least, 3.0, 10))
-}
 
 metrics! {
     /// All of them but two groups.
