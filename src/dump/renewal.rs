@@ -20,7 +20,8 @@ use crate::dump::reuse::{Fate, Plan};
 use crate::dump::shards::Shards;
 use crate::dump::stored::StoredPacks;
 use crate::dump::taken::{Apart, Taken};
-use crate::model::{Generation, Org, SyncId, Watermark};
+use crate::model::key::canonical;
+use crate::model::{Generation, Org, Schema, SyncId, Watermark};
 use crate::snapshot::index::{self, RowIds};
 use crate::snapshot::pack::TARGET_LEN;
 use crate::snapshot::{FrameEntry, Manifest};
@@ -80,7 +81,7 @@ impl Renewal {
         }
         // What was a watermark stays one, though a writer may have held the next one back since.
         watermark.sync_id = watermark.sync_id.max(manifest.sync_id);
-        let changed = changed(&builder, live, &watermark, manifest.sync_id, most).await?;
+        let changed = changed(&builder, live, &schema, &watermark, manifest.sync_id, most).await?;
         let ids = RowIds::new(&schema);
         if changed.iter().any(|(model, _)| !ids.are_known(*model)) {
             return Err(Full::Ids.into());
@@ -308,6 +309,7 @@ impl Renewal {
 async fn changed(
     builder: &Builder,
     live: &LiveDump,
+    schema: &Schema,
     watermark: &Watermark,
     after: SyncId,
     most: u64,
@@ -321,7 +323,15 @@ async fn changed(
     }
     let mut by_model: HashMap<usize, Vec<Arc<str>>> = HashMap::new();
     for Object { model, id } in objects {
-        by_model.entry(model).or_default().push(id);
+        let column = &schema.catalog.models()[model].id;
+        let field = schema.models[model].fields.iter().find(|field| field.column == *column);
+        // An application that writes its own log may spell an id as it likes.
+        let canonical = field.and_then(|field| canonical(&field.sql_type, &id)).map(Arc::from);
+        by_model.entry(model).or_default().push(canonical.unwrap_or(id));
+    }
+    for ids in by_model.values_mut() {
+        ids.sort_unstable();
+        ids.dedup();
     }
     Ok(by_model.into_iter().collect())
 }

@@ -72,6 +72,9 @@ impl Shards {
                         let frame = &manifest.frames[place];
                         let filter = filters[pack].at(frame.offset).ok_or(Full::NotIndexed)?;
                         let sorted = hashes.get(&frame.model).map_or(&[][..], Vec::as_slice);
+                        if filter.is_empty() && !sorted.is_empty() {
+                            return Err(Full::Ids.into());
+                        }
                         if index::may_hold(filter, sorted).map_err(IndexError::from)? {
                             found.push(place);
                         }

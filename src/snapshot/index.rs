@@ -13,8 +13,8 @@
 //! shard: (pack | frames (n) | (offset | filter length | filter) × n)… | version (u32) | xxh3-64 of all before (u64) | "HSIX"
 //! ```
 //!
-//! The id of a row is the text that the change log has for it, read out of the row's own line. Where the two are written
-//! differently (points in time) frames have no filter: then nothing can be said of them.
+//! The id of a row is the text that the change log has for it, read out of the row's own line. Where the two may be written
+//! differently (ids of other types than [`ALIKE`]) frames have no filter: then nothing can be said of them.
 
 use std::borrow::Cow;
 
@@ -25,6 +25,10 @@ use crate::model::Schema;
 use crate::model::ids::SnapshotId;
 use crate::snapshot::bytes::{Malformed, Reader, put_number};
 use crate::snapshot::pack::PackId;
+
+/// Types of ids that log and lines write alike, besides `character varying`. Others may differ: points in time are ISO 8601 in
+/// lines, `char(n)` loses its blanks in the log.
+const ALIKE: [&str; 5] = ["uuid", "smallint", "integer", "bigint", "text"];
 
 /// How many bytes a shard is meant to hold.
 pub const TARGET_LEN: usize = 4 << 20;
@@ -48,9 +52,8 @@ impl RowIds {
     pub fn new(schema: &Schema) -> Self {
         let keys = schema.catalog.models().iter().zip(&schema.models).map(|(model, columns)| {
             let id = columns.fields.iter().find(|field| field.column == model.id)?;
-            // The log has PostgreSQL's text of it, lines have ISO 8601.
-            let comparable = !id.sql_type.starts_with("timestamp");
-            comparable.then(|| serde_json::Value::from(id.name.as_str()).to_string().into_bytes())
+            let alike = ALIKE.contains(&id.sql_type.as_str()) || id.sql_type.starts_with("character varying");
+            alike.then(|| serde_json::Value::from(id.name.as_str()).to_string().into_bytes())
         });
         Self { keys: keys.collect() }
     }
