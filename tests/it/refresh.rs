@@ -14,7 +14,9 @@ use headstart::store::{Facts, MemoryStore};
 use tokio::time::{Instant, sleep};
 
 use crate::support::dice::Dice;
+use crate::support::server::Setup;
 use crate::support::world::{World, caller, org, retention, team_set};
+use crate::tracker;
 
 /// A world whose refreshes are counted.
 struct Counted {
@@ -245,4 +247,29 @@ async fn many_generations_stay_small() {
     println!("at most {:.3} times the bytes and {:.2} times the frames of a fresh dump", worst.0, worst.1);
     assert!(worst.0 <= 1.3, "{} times as large", worst.0);
     assert!(worst.1 <= 1.5, "{} times as many frames", worst.1);
+}
+
+/// The command says which of the two it did, and a snapshot whose packs belong to several is shown as any.
+#[tokio::test]
+async fn the_command_line_refreshes_and_says_so() {
+    let (database, client) = tracker::database().await;
+    let rows = "INSERT INTO issue (id, organization_id, team_id, title)
+        SELECT n, 'o', CASE WHEN n % 2 = 0 THEN 'a' ELSE 'b' END, md5(n::text) FROM generate_series(1, 200) n";
+    client.batch_execute(rows).await.unwrap();
+    let mut setup = Setup::new(&database.url(), tracker::CATALOG);
+    setup.set("HEADSTART_FRESHNESS_SOFT_PENDING", "0");
+    let words = |printed: String| printed.trim_end().split('\t').map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(setup.must(&["dump", "--org", "o"]))[1..3], ["made", "200"]);
+    let changes = "UPDATE issue SET title = 'other' WHERE id IN ('1', '2'); DELETE FROM issue WHERE id = '3';
+        UPDATE issue SET organization_id = 'p' WHERE id = '4'; UPDATE issue SET team_id = 'a' WHERE id = '5'";
+    client.batch_execute(changes).await.unwrap();
+    let refreshed = words(setup.must(&["dump", "--org", "o"]));
+    assert_eq!(refreshed[1..3], ["refreshed", "198"]);
+    assert_eq!(refreshed[4], "3", "what is there of what changed");
+    assert_eq!(words(setup.must(&["dump", "--org", "o"]))[1], "fresh");
+    assert_eq!(setup.must(&["verify", "--org", "o"]), "o\tagrees\t198\t0\n");
+    assert!(setup.must(&["snapshots", "show", "--org", "o"]).contains("198"));
+    client.batch_execute("UPDATE issue SET title = 'third' WHERE id = '1'").await.unwrap();
+    assert_eq!(words(setup.must(&["dump", "--org", "o", "--full"]))[1..3], ["made", "198"]);
+    assert_eq!(setup.must(&["verify", "--org", "o"]), "o\tagrees\t198\t0\n");
 }
