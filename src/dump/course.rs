@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::{Epoch, SyncId};
+use crate::model::Epoch;
 
 /// Changed rows of which a refresh keeps the ids in memory, some 150 bytes each.
 const MOST_CHANGED: u64 = 500_000;
@@ -12,8 +12,6 @@ const MOST_CHANGED: u64 = 500_000;
 pub struct Basis<'a> {
     /// The history it belongs to.
     pub epoch: &'a Epoch,
-    /// Its watermark.
-    pub sync_id: SyncId,
     /// Whether it has an index, or no row.
     pub is_indexed: bool,
     /// Refreshes between it and the last full dump.
@@ -138,7 +136,7 @@ mod tests {
     #[test]
     fn what_can_be_refreshed_and_how_far() {
         let (epoch, other) = (Epoch::new("e"), Epoch::new("f"));
-        let basis = Basis { epoch: &epoch, sync_id: SyncId(7), is_indexed: true, refreshes: 2, rows: 995 };
+        let basis = Basis { epoch: &epoch, is_indexed: true, refreshes: 2, rows: 995 };
         assert_eq!(most_changed(&basis, &epoch, &BOUNDS), Ok(100));
         assert_eq!(most_changed(&basis, &other, &BOUNDS), Err(Full::OtherEpoch));
         let due = Basis { refreshes: 3, ..basis.clone() };

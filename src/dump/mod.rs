@@ -4,6 +4,8 @@
 //! `upload` follows like any reader and puts packs; `publish` moves the head. The background job (`runner`) asks which
 //! orgs need a dump and starts them through the same door.
 //!
+//! Where a snapshot is there already, `refresh` reads only what changed since and takes the rest over; `course` says when.
+//!
 //! # Who waits for whom
 //! The scan waits for compression (a fixed number of frames at a time) and compression for the spool, nothing else:
 //! neither a slow reader nor a slow store holds the PostgreSQL snapshot open. Readers and the upload wait for frames.

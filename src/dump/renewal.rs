@@ -67,7 +67,6 @@ impl Renewal {
         let mut watermark = source.watermark().await?;
         let basis = Basis {
             epoch: &manifest.epoch,
-            sync_id: manifest.sync_id,
             is_indexed: !manifest.index.is_empty() || manifest.frames.is_empty(),
             refreshes: manifest.refreshes,
             rows: manifest.rows(),
