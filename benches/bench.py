@@ -26,11 +26,12 @@ PARTS = {
     "batch": "others.measure_batch",
     "delta": "others.measure_delta",
     "memory": "memory.measure",
+    "refresh": "refresh.measure",
     "wire": "wire.measure_wire",
     "growth": "growth.measure",
 }
 # Batches and deltas change rows, so they come last of those that use the workspace.
-ORDER = ["wire", "hot", "cold", "scan", "gzip", "memory", "batch", "delta", "growth"]
+ORDER = ["wire", "hot", "cold", "scan", "gzip", "memory", "refresh", "batch", "delta", "growth"]
 
 # The first organization of every workspace, a user of all its teams, one of three; as in deploy/dev/demo.sh.
 ORG = "157f2db9-0deb-29ee-5125-6fbed10a9ceb"

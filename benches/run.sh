@@ -5,10 +5,10 @@
 #   SCALE=medium|large     the demonstration workspace (default large)
 #   ROUNDS=5               rounds of everything, in turns
 #   SECONDS_EACH=3         how long each of those who serve is loaded in a round
-#   MILLION=million        the workspace whose dump's memory is looked at; empty to leave it out
+#   MILLION=million        the workspace whose dump's memory is looked at, and that is refreshed; empty to leave the first out
 #   ROWS=1000000           how far growth is measured, in rows of one org
 #   ORGS=10000             and in orgs; 10,000 of them take about ten minutes, 100 a few seconds
-#   PARTS="hot scan"       only these (hot cold scan gzip batch delta memory wire growth); then results are printed only, and the
+#   PARTS="hot scan"       only these (hot cold scan gzip batch delta memory refresh wire growth); then results are printed only, and the
 #                          plot goes to .dev/growth.svg
 #   BINARY=path            a build to measure instead of one of the present code
 #   SCAN=path              a build of benches/scan.rs (cargo build --release --example scan), which is built otherwise

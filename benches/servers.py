@@ -250,6 +250,8 @@ def new_secret():
 
 
 def version(*command):
+    if not shutil.which(command[0]):
+        return ""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else ""
 

@@ -37,8 +37,10 @@
 //!   from the first one on → [`http::body`].
 //! - **Bootstrap while another instance dumps the org**: the same door; the lease is taken, so [`dump`] follows the pieces
 //!   that the other one announces in the [`store`], into a spool of its own.
-//! - **Refresh**: [`dump::runner`] → [`dump::policy`] → lease → [`dump::build`] → [`source::Source::scan`] → frames →
-//!   spool → packs → [`store::SnapshotStore::publish`].
+//! - **Refresh**: [`dump::runner`] → [`dump::policy`] (is it due) → lease → [`dump::course`] (by what changed, or as a whole).
+//!   By what changed: [`source::Source::changed`] → [`source::Source::lookup`] → [`snapshot::index`] (which frames they may
+//!   stand in) → [`dump::reuse`] (what stays) → new frames and packs → [`store::SnapshotStore::publish`]. As a whole:
+//!   [`dump::build`] → [`source::Source::scan`] → frames → spool → packs → publish.
 //! - **Batch**: [`http`] → [`serve::batch`] (claim a key or join who loads it) → [`serve::batch::plan`] (what the next
 //!   statement asks for) → [`source::Source::lookup`] → [`serve::batch::answer`] (what this caller sees) →
 //!   [`http::lines`].

@@ -14,7 +14,7 @@ use crate::cli::CliError;
 use crate::cli::orgs::{bar, chosen};
 use crate::dump::live::LiveDump;
 use crate::dump::policy::{Candidate, Limits, Verdict, judge};
-use crate::dump::{Joined, Settled, Wish};
+use crate::dump::{DumpError, Joined, Refreshed, Settled, Wish};
 use crate::model::Org;
 use crate::store::Slot;
 
@@ -31,7 +31,7 @@ pub struct DumpArgs {
     /// Every org
     #[arg(long)]
     all: bool,
-    /// Also where the stored snapshot is fresh
+    /// Also where the stored snapshot is fresh, and without resting on it: everything is read
     #[arg(long)]
     full: bool,
 }
@@ -40,6 +40,8 @@ pub struct DumpArgs {
 enum Outcome {
     /// A snapshot was made and published.
     Made { rows: u64, elapsed: Duration },
+    /// The stored one was refreshed: so many rows of it were read.
+    Refreshed { rows: u64, read: u64, elapsed: Duration },
     /// The stored one is fresh, or another instance was faster.
     Fresh,
 }
@@ -74,10 +76,16 @@ async fn dump(rooms: &Rooms, slot: &Slot, full: bool, limits: &Limits, bar: &Pro
     if !full && is_fresh(rooms, slot, limits).await? {
         return Ok(Outcome::Fresh);
     }
-    match rooms.dumps.join(slot, Wish::New, looked, &"the command line asks for it")? {
+    let wish = if full { Wish::New } else { Wish::Any };
+    match rooms.dumps.join(slot, wish, looked, &"the command line asks for it")? {
         Joined::Live(live) => {
             let settled = follow(&live, bar).await;
+            if let Some(Refreshed { rows, read, took, .. }) = live.refreshed() {
+                return Ok(Outcome::Refreshed { rows, read, elapsed: took });
+            }
             match (live.end(), settled) {
+                // Another instance was faster.
+                (Some(Err(DumpError::Elsewhere)), _) => Ok(Outcome::Fresh),
                 (Some(Err(error)), _) => Err(error.into()),
                 (_, Settled::Published) => Ok(Outcome::Made { rows: live.rows(), elapsed: looked.elapsed() }),
                 (_, Settled::Unpublished) => Err(CliError::Unpublished),
@@ -127,6 +135,13 @@ fn tell(org: &Org, outcome: Result<Outcome, CliError>, terminal: bool) {
             println!("org {org}: {} rows in {:.1} s", HumanCount(rows), elapsed.as_secs_f64());
         }
         Ok(Outcome::Made { rows, elapsed }) => println!("{org}\tmade\t{rows}\t{:.3}", elapsed.as_secs_f64()),
+        Ok(Outcome::Refreshed { rows, read, elapsed }) if terminal => {
+            let (rows, read, seconds) = (HumanCount(rows), HumanCount(read), elapsed.as_secs_f64());
+            println!("org {org}: {rows} rows, of which {read} were read, in {seconds:.1} s (--full reads all)");
+        }
+        Ok(Outcome::Refreshed { rows, read, elapsed }) => {
+            println!("{org}\trefreshed\t{rows}\t{:.3}\t{read}", elapsed.as_secs_f64());
+        }
         Ok(Outcome::Fresh) if terminal => println!("org {org}: fresh, left as it is (--full makes a new one)"),
         Ok(Outcome::Fresh) => println!("{org}\tfresh\t\t"),
         Err(error) => eprintln!("error: org {org}: {}", Chain(&error)),

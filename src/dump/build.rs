@@ -4,7 +4,6 @@
 //! as the last frame is in the spool; the second follows like any reader, so a slow or dead store costs the scan
 //! nothing.
 
-use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,11 +18,13 @@ use crate::dump::frames::{FullFrame, OpenFrames};
 use crate::dump::live::{LiveDump, LiveFrame, Opened};
 use crate::dump::packs::PackPlan;
 use crate::dump::settings::DumpSettings;
+use crate::dump::stored::StoredPacks;
 use crate::metrics::Metrics;
-use crate::model::{Generation, GroupSet};
+use crate::model::Generation;
+use crate::snapshot::index::{self, RowIds};
 use crate::snapshot::pack::TARGET_LEN;
-use crate::snapshot::{Compressor, FrameEntry, Manifest, ManifestError, PackBuilder, PackEntry, PackId};
-use crate::source::{RowBatch, SetId, Source, SourceError};
+use crate::snapshot::{Compressor, ManifestError, PackBuilder, PackEntry, PackId};
+use crate::source::{RowBatch, Source, SourceError};
 use crate::store::{Facts, SnapshotStore, StoreError};
 use crate::task;
 
@@ -53,6 +54,16 @@ impl Builder {
         &*self.source
     }
 
+    /// Where it goes.
+    pub(super) fn destination(&self) -> &dyn SnapshotStore {
+        &*self.store
+    }
+
+    /// How.
+    pub(super) fn settings(&self) -> &DumpSettings {
+        &self.settings
+    }
+
     /// Reads the org into the dump's spool, announcing each frame. Memory: the open frames
     /// ([`DumpSettings::open_bytes`]) and [`DumpSettings::compressors`] frames being compressed. Dropping the future
     /// ends the transaction.
@@ -64,6 +75,7 @@ impl Builder {
         if scan.schema.hash != live.slot().schema {
             return Err(DumpError::SchemaChanged);
         }
+        let ids = Arc::new(RowIds::new(&scan.schema));
         live.open(Opened {
             watermark: scan.watermark,
             schema: scan.schema,
@@ -79,10 +91,10 @@ impl Builder {
         let frames = full_frames(batches.boxed(), OpenFrames::new(self.settings.open_bytes));
         let written = frames
             .map(|frame| {
-                let (builder, live) = (self.clone(), live.clone());
+                let (builder, live, ids) = (self.clone(), live.clone(), ids.clone());
                 async move {
                     let frame = frame?;
-                    task::blocking(move || builder.write(&live, &frame)).await
+                    task::blocking(move || builder.write(&live, &ids, &frame)).await
                 }
             })
             .buffer_unordered(self.settings.compressors());
@@ -96,23 +108,27 @@ impl Builder {
         Ok(())
     }
 
-    /// Compresses a frame into the spool. Blocks.
-    fn write(&self, live: &LiveDump, frame: &FullFrame) -> Result<LiveFrame, DumpError> {
+    /// Compresses a frame into the spool, with its filter behind it. Blocks.
+    pub(super) fn write(&self, live: &LiveDump, ids: &RowIds, frame: &FullFrame) -> Result<LiveFrame, DumpError> {
         let compress = |error| DumpError::Frame(Arc::new(error));
         let idle = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut compressor = match idle {
             Some(compressor) => compressor,
             None => Compressor::new(self.settings.compression_level).map_err(compress)?,
         };
-        let bytes = compressor.compress(&frame.lines).map_err(compress)?;
+        let mut bytes = compressor.compress(&frame.lines).map_err(compress)?;
         self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
-        let offset = live.spool().append(&bytes)?;
+        let filter = ids.filter(frame.model as usize, &frame.lines);
         let length = |len: usize| u32::try_from(len).map_err(|_| too_long());
+        let len = length(bytes.len())?;
+        bytes.extend_from_slice(&filter);
+        let offset = live.spool().append(&bytes)?;
         Ok(LiveFrame {
             model: frame.model,
             set: frame.set,
             offset,
-            len: length(bytes.len())?,
+            len,
+            filter: length(filter.len())?,
             raw_len: length(frame.lines.len())?,
             rows: frame.rows,
         })
@@ -127,7 +143,7 @@ impl Builder {
     pub async fn store(&self, live: &Arc<LiveDump>, over: Generation, declared: bool) -> Result<Facts, StoreFailure> {
         let opened = live.wait_opened().await?;
         let mut plan = PackPlan::new(TARGET_LEN);
-        let mut stored = StoredPacks { declared, ..StoredPacks::default() };
+        let mut stored = StoredPacks::new(declared, 0);
         let mut next = 0;
         loop {
             let frames = live.frames_from(next, 0).await?;
@@ -145,7 +161,22 @@ impl Builder {
             self.put(live, &opened, pack, &mut stored).await?;
         }
         self.announce(live, &opened, stored.packs.len(), StoredPacks::default(), &mut stored.declared).await;
-        let manifest = stored.manifest(live, &opened, over.next());
+        self.publish(live, &opened, stored, over).await
+    }
+
+    /// Puts what is left of the index and publishes a manifest of what is stored.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(super) async fn publish(
+        &self,
+        live: &LiveDump,
+        opened: &Opened,
+        mut stored: StoredPacks,
+        over: Generation,
+    ) -> Result<Facts, StoreFailure> {
+        self.put_shard(live, &mut stored, 1).await?;
+        let manifest = stored.manifest(live, opened, over.next());
         let facts = Facts {
             id: manifest.id,
             epoch: manifest.epoch.clone(),
@@ -153,14 +184,35 @@ impl Builder {
             rows: manifest.rows(),
             raw_len: manifest.raw_len(),
             len: manifest.len(),
-            packs: manifest.packs.iter().map(|pack| pack.id).collect(),
+            packs: manifest.stored().map(|pack| pack.id).collect(),
         };
         let bytes = task::blocking(move || manifest.encode()).await?;
+        self.metrics.stored_bytes.inc_by(bytes.len() as u64);
         self.store.publish(live.slot(), over, &facts, bytes.into()).await?;
         Ok(facts)
     }
 
-    async fn put(
+    /// Puts the shard of the index that is being filled, if it holds so many bytes.
+    pub(super) async fn put_shard(
+        &self,
+        live: &LiveDump,
+        stored: &mut StoredPacks,
+        from: usize,
+    ) -> Result<(), StoreFailure> {
+        let Some((id, bytes)) = stored.take_shard(live.id(), from) else { return Ok(()) };
+        let len = u32::try_from(bytes.len()).map_err(|_| too_long())?;
+        self.metrics.stored_bytes.inc_by(u64::from(len));
+        stored.written += u64::from(len);
+        self.store.put_pack(&live.slot().org, id, bytes).await?;
+        stored.index.push(PackEntry { id, len });
+        Ok(())
+    }
+
+    /// Puts a pack of these frames.
+    ///
+    /// # Errors
+    /// The spool's or the store's.
+    pub(super) async fn put(
         &self,
         live: &Arc<LiveDump>,
         opened: &Opened,
@@ -184,13 +236,17 @@ impl Builder {
         })
         .await;
         let len = u32::try_from(pack.len()).map_err(|_| too_long())?;
+        self.metrics.stored_bytes.inc_by(u64::from(len));
+        stored.written += u64::from(len);
         self.store.put_pack(&live.slot().org, id, pack).await?;
         let entry = PackEntry { id, len };
         let mut piece = StoredPacks::default();
         piece.add(entry, &frames, |set| opened.sets.get(set));
         self.announce(live, opened, stored.packs.len(), piece, &mut stored.declared).await;
         stored.add(entry, &frames, |set| opened.sets.get(set));
-        Ok(())
+        let filters = live.clone().filters(frames.clone()).await?;
+        stored.note_filters(id, &frames, &filters);
+        self.put_shard(live, stored, index::TARGET_LEN).await
     }
 
     /// Tells other instances of a pack, or with none that all have come. One that can't be told of ends the telling:
@@ -231,51 +287,6 @@ fn full_frames(
         }
         for frame in open.finish() {
             yield frame;
-        }
-    }
-}
-
-/// What the manifest will say.
-#[derive(Default)]
-struct StoredPacks {
-    /// Whether others are told.
-    declared: bool,
-    packs: Vec<PackEntry>,
-    sets: Vec<GroupSet>,
-    set_index: HashMap<SetId, u32>,
-    frames: Vec<FrameEntry>,
-}
-
-impl StoredPacks {
-    fn add(&mut self, pack: PackEntry, frames: &[LiveFrame], set: impl Fn(SetId) -> GroupSet) {
-        let pack_index = self.packs.len() as u32;
-        self.packs.push(pack);
-        let mut offset = 0;
-        for frame in frames {
-            let sets = &mut self.sets;
-            let set = *self.set_index.entry(frame.set).or_insert_with(|| {
-                sets.push(set(frame.set));
-                sets.len() as u32 - 1
-            });
-            let LiveFrame { model, len, raw_len, rows, .. } = *frame;
-            self.frames.push(FrameEntry { model, set, pack: pack_index, offset, len, raw_len, rows });
-            offset += len;
-        }
-    }
-
-    fn manifest(self, live: &LiveDump, opened: &Opened, generation: Generation) -> Manifest {
-        let models = opened.schema.models.len();
-        Manifest {
-            id: live.id(),
-            org: live.slot().org.clone(),
-            generation,
-            epoch: opened.watermark.epoch.clone(),
-            sync_id: opened.watermark.sync_id,
-            schema_hash: opened.schema.hash.clone(),
-            models: u32::try_from(models).expect("a catalog has fewer than 2^32 models"),
-            packs: self.packs,
-            sets: self.sets,
-            frames: self.frames,
         }
     }
 }

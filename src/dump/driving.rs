@@ -61,6 +61,8 @@ impl Driving {
     /// How it ended, in one fixed word.
     fn outcome(&self) -> &'static str {
         match self.live.end() {
+            // A refresh took its place.
+            _ if self.live.refreshed().is_some() => PUBLISHED,
             Some(Ok(())) if self.stored => PUBLISHED,
             Some(Ok(())) if self.superseded => "superseded",
             Some(Ok(())) => "store",
@@ -75,7 +77,8 @@ impl Drop for Driving {
         self.live.finish(Err(DumpError::Broken));
         self.count_end();
         // One that was left to another instance was not made.
-        if !matches!(self.live.end(), Some(Err(DumpError::Elsewhere))) {
+        let left = matches!(self.live.end(), Some(Err(DumpError::Elsewhere)));
+        if !left || self.live.refreshed().is_some() {
             self.dumps.shared.ended.note(&self.live, self.outcome());
         }
         let complete = matches!(self.live.end(), Some(Ok(())));

@@ -21,9 +21,9 @@ pub struct Ended {
     pub id: SnapshotId,
     /// Whose.
     pub org: Org,
-    /// Rows it had read.
+    /// Rows it had read; for a refresh, those of its snapshot.
     pub rows: u64,
-    /// Bytes in its spool.
+    /// Bytes in its spool; for a refresh, those put in the store.
     pub bytes: u64,
     /// How long it took from the opening of its scan; `None` when it never opened, or followed another instance.
     pub took: Option<Duration>,
@@ -39,12 +39,13 @@ pub(super) struct LastEnded(Mutex<VecDeque<Ended>>);
 
 impl LastEnded {
     pub fn note(&self, live: &LiveDump, outcome: &'static str) {
+        let refreshed = live.refreshed();
         let ended = Ended {
             id: live.id(),
             org: live.slot().org.clone(),
-            rows: live.rows(),
-            bytes: live.spool().len(),
-            took: live.opened().and_then(|opened| opened.at).map(|at| at.elapsed()),
+            rows: refreshed.map_or_else(|| live.rows(), |refreshed| refreshed.rows),
+            bytes: refreshed.map_or_else(|| live.spool().len(), |refreshed| refreshed.written),
+            took: refreshed.map(|refreshed| refreshed.took).or_else(|| Some(live.opened()?.at?.elapsed())),
             at: Instant::now(),
             outcome,
         };

@@ -190,6 +190,8 @@ impl Dumps {
                     len: frame.len,
                     raw_len: frame.raw_len,
                     rows: frame.rows,
+                    // Whoever makes it stores it, and its index.
+                    filter: 0,
                 })
             });
             Ok(frames.collect::<Result<Vec<_>, DumpError>>()?)

@@ -7,6 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_stream::try_stream;
 use bytes::Bytes;
@@ -42,8 +43,23 @@ pub struct LiveDump {
     must_be_new: AtomicBool,
     /// The sync id that it must hold for those who wait.
     must_hold: AtomicU64,
+    /// What took its place: a refresh of the snapshot before.
+    refreshed: OnceLock<Refreshed>,
     /// Counts who follows.
     followers: Level,
+}
+
+/// A snapshot that was made by reading only what had changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refreshed {
+    /// Rows in it.
+    pub rows: u64,
+    /// Rows that were read from the database.
+    pub read: u64,
+    /// Bytes of packs and indexes that were put in the store.
+    pub written: u64,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// What is known once the scan is open.
@@ -76,9 +92,11 @@ pub struct LiveFrame {
     pub raw_len: u32,
     /// How many lines.
     pub rows: u32,
+    /// Bytes of its filter, which follows it in the spool; 0: it has none.
+    pub filter: u32,
 }
 
-/// How far a dump is. Memory: 32 bytes a frame.
+/// How far a dump is. Memory: 40 bytes a frame.
 #[derive(Default)]
 struct Progress {
     begun: bool,
@@ -111,6 +129,7 @@ impl LiveDump {
             wanted: AtomicBool::new(false),
             must_be_new: AtomicBool::new(false),
             must_hold: AtomicU64::new(0),
+            refreshed: OnceLock::new(),
             followers,
         }
     }
@@ -143,6 +162,16 @@ impl LiveDump {
     /// Rows in announced frames.
     pub fn rows(&self) -> u64 {
         self.progress.borrow().rows
+    }
+
+    /// What was published in its place, if a refresh was enough.
+    pub fn refreshed(&self) -> Option<Refreshed> {
+        self.refreshed.get().copied()
+    }
+
+    /// A refresh was published in its place.
+    pub(super) fn note_refreshed(&self, refreshed: Refreshed) {
+        let _ = self.refreshed.set(refreshed);
     }
 
     /// How it ended, if it did.
@@ -301,6 +330,19 @@ impl LiveDump {
             }
             yield Part::End(rows);
         }
+    }
+
+    /// The filters of some frames, in their order.
+    pub(super) async fn filters(self: Arc<Self>, frames: Vec<LiveFrame>) -> Result<Vec<Vec<u8>>, DumpError> {
+        task::blocking(move || {
+            let read = frames.iter().map(|frame| {
+                let mut filter = Vec::new();
+                self.spool.read_into(&mut filter, frame.offset + u64::from(frame.len), frame.filter as usize)?;
+                Ok(filter)
+            });
+            read.collect()
+        })
+        .await
     }
 
     /// The bytes of some frames, one after the other.

@@ -4,6 +4,8 @@
 //! `upload` follows like any reader and puts packs; `publish` moves the head. The background job (`runner`) asks which
 //! orgs need a dump and starts them through the same door.
 //!
+//! Where a snapshot is there already, `refresh` reads only what changed since and takes the rest over; `course` says when.
+//!
 //! # Who waits for whom
 //! The scan waits for compression (a fixed number of frames at a time) and compression for the spool, nothing else:
 //! neither a slow reader nor a slow store holds the PostgreSQL snapshot open. Readers and the upload wait for frames.
@@ -12,22 +14,30 @@
 
 mod aside;
 pub mod build;
+pub mod course;
 mod driving;
 pub mod ended;
 mod follow;
 pub mod frames;
 pub mod live;
+mod news;
 pub mod packs;
 pub mod part;
 pub mod policy;
 pub mod queue;
+mod refresh;
+mod renewal;
+pub mod reuse;
 pub mod runner;
 pub mod settings;
+mod shards;
 pub mod spool;
+mod stored;
+mod taken;
 pub mod trim;
 mod unstored;
 
-pub use live::{LiveDump, Settled};
+pub use live::{LiveDump, Refreshed, Settled};
 pub use part::{Frames, Part};
 pub use queue::{Dumps, Joined, Wish};
 pub use settings::DumpSettings;

@@ -65,7 +65,7 @@ pub(super) struct Shared {
     pub(super) tasks: Tasks,
     settings: DumpSettings,
     pub(super) metrics: Metrics,
-    budget: Arc<SpoolBudget>,
+    pub(super) budget: Arc<SpoolBudget>,
     places: Arc<Semaphore>,
     /// Whose turn it is to be stored again.
     pub(super) storing_again: Semaphore,
@@ -285,7 +285,7 @@ impl Dumps {
         } else {
             driving.count();
             tokio::select! {
-                () = self.make(driving, held.as_ref(), head) => {}
+                () = self.refresh_or_make(driving, held.as_ref(), head) => {}
                 () = self.keep_lease(held.as_ref()) => {}
             }
         }
@@ -319,7 +319,7 @@ impl Dumps {
     }
 
     /// Ends a dump that need not be made, because what it was asked for is published now.
-    fn leave_for_published(&self, live: &Arc<LiveDump>) {
+    pub(super) fn leave_for_published(&self, live: &Arc<LiveDump>) {
         let mut slots = self.shared.lock();
         live.finish(Err(DumpError::Elsewhere));
         self.leave(&mut slots, live);
@@ -340,7 +340,7 @@ impl Dumps {
     }
 
     /// Scans and stores, side by side.
-    async fn make(&self, driving: &mut Driving, lease: Option<&Lease>, head: Result<Head, StoreError>) {
+    pub(super) async fn make(&self, driving: &mut Driving, lease: Option<&Lease>, head: Result<Head, StoreError>) {
         let shared = &self.shared;
         let live = driving.live.clone();
         let org = &live.slot().org;

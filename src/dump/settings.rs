@@ -23,6 +23,10 @@ pub struct DumpSettings {
     pub compression_level: i32,
     /// Frames compressed at a time by one dump; 0: as many as there are cores.
     pub compressors: usize,
+    /// Percent of an org's rows that may have changed for a refresh; past it the org is read as a whole. 0: always.
+    pub refresh_max_percent: u64,
+    /// Refreshes after which the org is read as a whole once. 0: never refresh.
+    pub refresh_max_count: u32,
     /// Whether the background job runs.
     pub background: bool,
     /// Seconds between two rounds of the background job.
@@ -68,6 +72,8 @@ impl Default for DumpSettings {
             open_bytes: 32 << 20,
             compression_level: 3,
             compressors: 0,
+            refresh_max_percent: 10,
+            refresh_max_count: 1000,
             background: true,
             interval_s: 10,
             lease_s: 30,

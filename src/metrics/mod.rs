@@ -23,7 +23,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry, Unit};
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::kinds::Worst;
+use crate::metrics::kinds::{Worst, first_bytes, last_bytes, speeds};
 use crate::metrics::labels::{
     Answer, Build, Connections, End, Kind, Outcome, Reason, Refusal, Request, Round, Route, Schema, Told,
 };
@@ -97,21 +97,6 @@ const BYTES: Option<Unit> = Some(Unit::Bytes);
 /// What is counted one by one.
 const COUNT: Option<Unit> = None;
 
-/// From 1 ms, a cached frame, to 65 s, a dump that waited for its turn.
-fn first_bytes() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 2.0, 17))
-}
-
-/// From 2 ms to 2 h: an answer that its client took slowly.
-fn last_bytes() -> Histogram {
-    Histogram::new(exponential_buckets(0.002, 3.0, 15))
-}
-
-/// From a tiny org, where beginning and ending take the time, to 20,000 times as much.
-fn speeds(least: f64) -> Histogram {
-    Histogram::new(exponential_buckets(least, 3.0, 10))
-}
-
 metrics! {
     /// All of them but two groups.
     Measures {
@@ -167,7 +152,15 @@ metrics! {
         dumps_failed: Family<Reason, Counter> = "dumps_failed", COUNT;
         /// Dumps of other instances that were followed to their end instead of scanning too.
         pub dumps_followed: Counter = "dumps_followed", COUNT;
-        /// Rows read by dumps.
+        /// Dumps that read only what had changed since the snapshot before; they count among those that were published.
+        pub refreshes: Counter = "refreshes", COUNT;
+        /// Dumps that read the org as a whole, by why they were no refresh.
+        full_dumps: Family<Reason, Counter> = "full_dumps", COUNT;
+        /// Rows read by refreshes.
+        pub refreshed_rows: Counter = "refreshed_rows", COUNT;
+        /// Packs, indexes and manifests put in the store, by dumps and refreshes.
+        pub stored_bytes: Counter = "stored", BYTES;
+        /// Rows read by dumps that read the org as a whole.
         pub scanned_rows: Counter = "scanned_rows", COUNT;
         /// Lines made by dumps from those rows.
         pub scanned_bytes: Counter = "scanned", BYTES;
@@ -457,6 +450,11 @@ impl Metrics {
     /// Counts a dump that was not published, by the word for why.
     pub fn dump_failed(&self, reason: &'static str) {
         self.dumps_failed.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Counts a dump that read the org as a whole, by the word for why.
+    pub fn full_dump(&self, reason: &'static str) {
+        self.full_dumps.get_or_create(&Reason { reason }).inc();
     }
 
     /// Where a pool of connections, by its name, notes what it does.

@@ -11,7 +11,10 @@ use zstd::bulk;
 use zstd::zstd_safe::{self, CParameter};
 
 /// How many raw bytes a frame is meant to hold. A single longer line makes a longer frame.
-pub const TARGET_RAW: usize = 1 << 20;
+///
+/// It is what a refresh writes anew for one changed row. Of the demonstration's comments and issues frames of 1 MiB take 4 %
+/// less, those of 512 KiB 2 %; at 256 KiB zstd turns to other parameters, and frames take 5 % more.
+pub const TARGET_RAW: usize = 320 << 10;
 
 /// The highest compression level whose window every browser accepts.
 pub const MAX_LEVEL: i32 = 19;

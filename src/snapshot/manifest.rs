@@ -11,7 +11,9 @@ use crate::snapshot::frame::{self, Compressor, FrameError};
 use crate::snapshot::pack::PackId;
 
 const MAGIC: &[u8; 4] = b"HSMF";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The version before, which has no index: it is read all the same, and replaced by the next full dump.
+const WITHOUT_INDEX: u32 = 1;
 /// What a manifest may hold once decompressed; 250,000 frames take about 3 MiB.
 const MAX_RAW: u64 = 256 << 20;
 
@@ -36,6 +38,10 @@ pub struct Manifest {
     pub schema_hash: SchemaHash,
     /// How many models the schema has.
     pub models: u32,
+    /// How many refreshes lie between it and the last full dump.
+    pub refreshes: u32,
+    /// The shards of its index; none in a snapshot of an older version.
+    pub index: Vec<PackEntry>,
     /// The packs its frames stand in.
     pub packs: Vec<PackEntry>,
     /// The group sets its frames carry.
@@ -78,6 +84,11 @@ impl Manifest {
         self.frames.iter().map(|frame| u64::from(frame.rows)).sum()
     }
 
+    /// Everything in the store that belongs to it: its packs, and the shards of its index.
+    pub fn stored(&self) -> impl Iterator<Item = PackEntry> + '_ {
+        self.packs.iter().chain(&self.index).copied()
+    }
+
     /// Bytes of all lines.
     pub fn raw_len(&self) -> u64 {
         self.frames.iter().map(|frame| u64::from(frame.raw_len)).sum()
@@ -115,19 +126,9 @@ impl Manifest {
         for number in [self.generation.0, self.sync_id.0, self.models.into()] {
             put_number(&mut body, number);
         }
-        put_number(&mut body, self.packs.len() as u64);
-        let mut owner = None;
-        for pack in &self.packs {
-            // Nearly all packs were made for the same snapshot: its id is written only where it changes.
-            let changed = owner != Some(pack.id.snapshot);
-            put_number(&mut body, changed.into());
-            if changed {
-                body.extend_from_slice(pack.id.snapshot.as_bytes());
-                owner = Some(pack.id.snapshot);
-            }
-            put_number(&mut body, pack.id.number.into());
-            put_number(&mut body, pack.len.into());
-        }
+        put_number(&mut body, self.refreshes.into());
+        put_packs(&mut body, &self.index);
+        put_packs(&mut body, &self.packs);
         put_sets(&mut body, self.sets.iter());
         put_number(&mut body, self.frames.len() as u64);
         let columns: [fn(&FrameEntry) -> u32; 7] =
@@ -155,7 +156,7 @@ impl Manifest {
             return Err(ManifestError::Malformed(Malformed::Text));
         }
         let version = u32::from_le_bytes(reader.array()?);
-        if version != VERSION {
+        if version != VERSION && version != WITHOUT_INDEX {
             return Err(ManifestError::Version(version));
         }
         let raw_len = u64::from_le_bytes(reader.array()?);
@@ -163,10 +164,10 @@ impl Manifest {
             return Err(ManifestError::Malformed(Malformed::Number));
         }
         let body = frame::decompress(reader.0, raw_len as usize)?;
-        Self::decode_body(Reader(&body))
+        Self::decode_body(version, Reader(&body))
     }
 
-    fn decode_body(mut reader: Reader<'_>) -> Result<Self, ManifestError> {
+    fn decode_body(version: u32, mut reader: Reader<'_>) -> Result<Self, ManifestError> {
         let id = SnapshotId::from_bytes(reader.array()?);
         let org = Org::new(reader.text()?);
         let epoch = Epoch::new(reader.text()?);
@@ -174,6 +175,10 @@ impl Manifest {
         let generation = Generation(reader.number()?);
         let sync_id = SyncId(reader.number()?);
         let models = reader.number()?;
+        let (refreshes, index) = match version {
+            WITHOUT_INDEX => (0, Vec::new()),
+            _ => (reader.number()?, decode_packs(&mut reader)?),
+        };
         let packs = decode_packs(&mut reader)?;
         let sets = reader.sets()?;
         let count = reader.count()?;
@@ -193,7 +198,8 @@ impl Manifest {
                 *column(frame) = reader.number()?;
             }
         }
-        let manifest = Self { id, org, generation, epoch, sync_id, schema_hash, models, packs, sets, frames };
+        let manifest =
+            Self { id, org, generation, epoch, sync_id, schema_hash, models, refreshes, index, packs, sets, frames };
         if reader.0.is_empty() && models <= MAX_MODELS && manifest.is_sound() {
             Ok(manifest)
         } else {
@@ -213,6 +219,22 @@ impl Manifest {
                 && (frame.set as usize) < self.sets.len()
                 && self.packs.get(frame.pack as usize).is_some_and(|pack| end <= u64::from(pack.len))
         })
+    }
+}
+
+fn put_packs(body: &mut Vec<u8>, packs: &[PackEntry]) {
+    put_number(body, packs.len() as u64);
+    let mut owner = None;
+    for pack in packs {
+        // Most packs were made for the same snapshot as the one before: its id is written only where it changes.
+        let changed = owner != Some(pack.id.snapshot);
+        put_number(body, changed.into());
+        if changed {
+            body.extend_from_slice(pack.id.snapshot.as_bytes());
+            owner = Some(pack.id.snapshot);
+        }
+        put_number(body, pack.id.number.into());
+        put_number(body, pack.len.into());
     }
 }
 
@@ -276,6 +298,8 @@ pub(crate) mod tests {
             sync_id: SyncId(99),
             schema_hash: SchemaHash::new("h"),
             models: 3,
+            refreshes: 2,
+            index: vec![PackEntry { id: PackId { snapshot: id, number: 1 << 30 }, len: 99 }],
             packs,
             sets,
             frames,
@@ -288,6 +312,24 @@ pub(crate) mod tests {
         let bytes = manifest.encode().unwrap();
         assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
         assert!(bytes.len() < 4 << 20, "{} bytes", bytes.len());
+    }
+
+    #[test]
+    fn the_version_before_is_read() {
+        let mut manifest = sample(20);
+        (manifest.refreshes, manifest.index) = (0, Vec::new());
+        let bytes = manifest.encode().unwrap();
+        let body =
+            frame::decompress(&bytes[16..], u64::from_le_bytes(bytes[8..16].try_into().unwrap()) as usize).unwrap();
+        // Without the number of refreshes and that of shards, one byte each, before the packs.
+        let head = 16 + 5 + 2 + 2 + 3;
+        assert_eq!(&body[head..head + 2], [0, 0]);
+        let body = [&body[..head], &body[head + 2..]].concat();
+        let mut old = Vec::from(MAGIC);
+        old.extend_from_slice(&WITHOUT_INDEX.to_le_bytes());
+        old.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        old.extend(Compressor::new(3).unwrap().compress(&body).unwrap());
+        assert_eq!(Manifest::decode(&old).unwrap(), manifest);
     }
 
     #[test]
@@ -307,7 +349,7 @@ pub(crate) mod tests {
     #[test]
     fn a_number_of_models_that_nobody_has_is_refused() {
         let body = b"\x7f\0\0\0\0\xff\xff\xff\0\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\xff\xff\xff\x7f\xff\xff\xff\xff\0\xff\xff\xff\xff\x08\0\0\0";
-        assert!(Manifest::decode_body(Reader(&body[1..])).is_err());
+        assert!(Manifest::decode_body(WITHOUT_INDEX, Reader(&body[1..])).is_err());
         let mut manifest = sample(10);
         manifest.models = MAX_MODELS + 1;
         assert!(manifest.encode().is_err());

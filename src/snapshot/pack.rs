@@ -22,6 +22,20 @@ const MAGIC: &[u8; 4] = b"HSPK";
 const VERSION: u32 = 1;
 const TRAILER_LEN: usize = 4 + 4 + 8 + 4;
 
+/// Bytes of a pack besides its frames and what its table says of each, about.
+pub const FRAMING: u64 = TRAILER_LEN as u64 + 4;
+
+/// Bytes that a frame takes in a pack's table, about.
+pub fn table_len(len: u32, raw_len: u32, rows: u32) -> u64 {
+    // Model and set take a byte each, or two.
+    2 + [len, raw_len, rows].map(|number| u64::from(32 - number.leading_zeros()).div_ceil(7).max(1)).iter().sum::<u64>()
+}
+
+/// Bytes that a set takes in a pack's table, about.
+pub fn set_len(set: &GroupSet) -> u64 {
+    1 + set.as_slice().iter().map(|group| group.as_str().len() as u64 + 1).sum::<u64>()
+}
+
 /// Names a pack: the snapshot it was first written for and its number there. A later snapshot may use it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackId {

@@ -366,6 +366,21 @@ impl Source for MemorySource {
         Ok(actions)
     }
 
+    async fn changed(&self, range: &ActionRange) -> Result<Vec<Object>, SourceError> {
+        let state = self.answering()?;
+        if range.after < state.floor {
+            return Err(SourceError::Trimmed { floor: state.floor });
+        }
+        let models = state.schema.catalog.models();
+        let told = state
+            .log
+            .iter()
+            .filter(|Entry { org, action, .. }| *org == range.org && range.after < action.id && action.id <= range.to);
+        let objects: BTreeSet<&Object> = told.filter_map(|entry| entry.action.object.as_ref()).collect();
+        let kept = objects.into_iter().filter(|object| models[object.model].load.in_snapshot());
+        Ok(kept.take(range.limit).cloned().collect())
+    }
+
     async fn memberships(&self, members: &[(Org, User)]) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
         self.lock().membership_reads.push(members.len());
         self.shared.fate().await?;

@@ -73,6 +73,14 @@ pub trait Source: Send + Sync + 'static {
     /// database from answering.
     async fn actions(&self, range: &ActionRange) -> Result<Vec<Action>, SourceError>;
 
+    /// Names the objects of an org that the log tells anything of in a range, whoever may see them: each once, in no order.
+    /// Those of explicit models and of models that the catalog does not have are left out. The groups of the range don't
+    /// matter; its limit is of objects.
+    ///
+    /// # Errors
+    /// As [`Self::actions`].
+    async fn changed(&self, range: &ActionRange) -> Result<Vec<Object>, SourceError>;
+
     /// The groups that the membership tables give each of these users, in their order; without the org's and the user's
     /// own. Read on the primary, after the call.
     ///
@@ -189,7 +197,7 @@ impl GroupSets {
     }
 }
 
-/// Which actions to read.
+/// Which part of the log to read.
 #[derive(Clone, Debug)]
 pub struct ActionRange {
     /// The org.

@@ -12,6 +12,12 @@ use crate::model::catalog::{Catalog, Lineage, TableName};
 /// Puts the org where the selects look for it, for the rest of the transaction. `$1` is the org's text.
 pub const SET_ORG: &str = "SELECT pg_catalog.set_config('headstart.org', $1, true)";
 
+/// Gives the joins of a scan room enough for the parents of a large org, for the rest of the transaction, where the server's
+/// own setting gives less. A join that does not fit gives its rows in the order of their hashes instead of the table's: rows
+/// that were written at the same time, and will change at the same time, then stand in many frames instead of few.
+pub const ROOM_FOR_JOINS: &str = "SELECT pg_catalog.set_config('work_mem', '64MB', true) \
+    WHERE pg_catalog.pg_size_bytes(pg_catalog.current_setting('work_mem')) < 67108864";
+
 /// A column to select and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output<'a> {

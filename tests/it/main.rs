@@ -35,6 +35,7 @@ mod outage;
 mod pool;
 mod probes;
 mod races;
+mod refresh;
 mod replica;
 mod scan;
 mod seed;

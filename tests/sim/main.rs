@@ -11,6 +11,7 @@
 )]
 
 mod client;
+mod refresh;
 mod seams;
 #[allow(dead_code, reason = "shared with the other tests")]
 #[path = "../it/support/mod.rs"]

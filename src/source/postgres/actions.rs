@@ -72,6 +72,61 @@ pub async fn read(
     Ok(actions)
 }
 
+/// Names the objects of an org that a range of the log tells of, each once, whatever their groups; at most as many as
+/// the range's limit. Explicit models, and those that the catalog does not have (any more), are left out.
+///
+/// Cancel safe: as [`read`].
+///
+/// # Errors
+/// [`SourceError::Trimmed`]; what PostgreSQL says.
+pub async fn changed(
+    client: &Client,
+    log: &Log,
+    catalog: &Catalog,
+    range: &ActionRange,
+) -> Result<Vec<Object>, SourceError> {
+    let doing = "looking for changed rows in the log";
+    let failed = |error| classify(doing, error);
+    let kept = catalog.models().iter().filter(|model| model.load.in_snapshot());
+    let names: Vec<&str> = kept.map(|model| model.name.as_str()).collect();
+    let (org, after, to) = (range.org.as_str(), signed(range.after.0), signed(range.to.0));
+    let limit = i64::try_from(range.limit).unwrap_or(i64::MAX);
+    let rows = client
+        .query_typed(
+            &changed_sql(catalog.log()),
+            &[
+                (&org, Type::TEXT),
+                (&after, Type::INT8),
+                (&to, Type::INT8),
+                (&names, Type::TEXT_ARRAY),
+                (&limit, Type::INT8),
+            ],
+        )
+        .await
+        .map_err(failed)?;
+    // After the rows, as above.
+    let floor = log.floor(client).await?;
+    if floor > range.after {
+        return Err(SourceError::Trimmed { floor });
+    }
+    let mut objects = Vec::with_capacity(rows.len());
+    for row in rows {
+        let (model, id): (&str, Option<&str>) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+        let id = id.ok_or_else(|| SourceError::failed(doing, format!("an action of {model} names no object")))?;
+        objects.extend(catalog.model(model).map(|(model, _)| Object { model, id: Arc::from(id) }));
+    }
+    Ok(objects)
+}
+
+fn changed_sql(log: &LogTable) -> String {
+    let [id, org, model, model_id] = [&log.id, &log.org, &log.model, &log.model_id].map(|column| ident(column));
+    format!(
+        "SELECT DISTINCT {model}::text, {model_id}::text FROM {}
+         WHERE {org} = $1 AND {id} > $2 AND {id} <= $3 AND {model}::text = ANY ($4) LIMIT $5",
+        table(&log.table)
+    )
+}
+
 fn sql(log: &LogTable) -> String {
     let [id, org, model, model_id, action, groups] =
         [&log.id, &log.org, &log.model, &log.model_id, &log.action, &log.groups].map(|column| ident(column));

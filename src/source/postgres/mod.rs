@@ -45,7 +45,7 @@ use crate::source::postgres::pool::{Lease, Pool};
 use crate::source::postgres::replica::Replica;
 use crate::source::postgres::scan::{ScanError, ScanSettings};
 use crate::source::postgres::watermark::{WatermarkSettings, Watermarks};
-use crate::source::{Action, ActionRange, Found, LogSize, Lookup, RowBatch, Scan, Source, SourceError};
+use crate::source::{Action, ActionRange, Found, LogSize, Lookup, Object, RowBatch, Scan, Source, SourceError};
 use crate::task::Tasks;
 use crate::trace::span;
 
@@ -275,6 +275,14 @@ impl Source for PostgresSource {
         let actions = read.instrument(span!("read log")).await?;
         client.release();
         Ok(actions)
+    }
+
+    async fn changed(&self, range: &ActionRange) -> Result<Vec<Object>, SourceError> {
+        let client = self.primary.get().await?;
+        let read = async { actions::changed(&client, &self.log.get(&client).await?, &self.catalog, range).await };
+        let objects = read.instrument(span!("read log")).await?;
+        client.release();
+        Ok(objects)
     }
 
     async fn memberships(&self, members: &[(Org, User)]) -> Result<Vec<Vec<SyncGroup>>, SourceError> {

@@ -115,6 +115,7 @@ pub async fn open(
         return Err(ScanError::Changed);
     }
     set_org(&leader, org, &layout.org_type).await?;
+    make_room(&leader).await?;
     let sets = Arc::new(GroupSets::default());
     let Planned { copies, estimated_rows } = plan::plan(&leader, &layout, org, &sets).await?;
     let connections = settings.connections.get().min(copies.len());
@@ -165,6 +166,11 @@ async fn set_org(lease: &Lease, org: &Org, org_type: &str) -> Result<(), SourceE
     }
 }
 
+async fn make_room(lease: &Lease) -> Result<(), SourceError> {
+    let made = lease.query_typed(sql::ROOM_FOR_JOINS, &[]).await;
+    made.map(|_| ()).map_err(|error| classify("making room for joins", error))
+}
+
 /// The leader and those that can join it at once.
 async fn gather(
     leader: Lease,
@@ -207,6 +213,7 @@ async fn join(
     lease.batch_execute(&begin).await.map_err(|error| classify("joining the snapshot", error))?;
     let named = lease.query_typed(sql::SET_ORG, &[(&org.as_str(), Type::TEXT)]).await;
     named.map_err(|error| classify("naming the org", error))?;
+    make_room(&lease).await?;
     Ok(Some(lease))
 }
 

@@ -1,13 +1,14 @@
 //! What goes with time, and what must not.
 
 use crate::model::Generation;
-use crate::store::contract::{Draft, is_missing, new_slot, published, wait_until};
+use crate::store::contract::{Draft, SHORT, is_missing, new_slot, published, wait_until};
 use crate::store::{Slot, SnapshotStore};
 
 /// What must hold in a store where times are short.
 pub async fn run(store: &dyn SnapshotStore) {
     tokio::join!(
         what_a_head_names_stays_and_the_rest_goes(store),
+        packs_used_again_by_ten_generations_stay(store),
         packs_never_published_go(store),
         the_deleted_goes(store),
         the_retired_goes(store),
@@ -54,6 +55,60 @@ async fn what_a_head_names_stays_and_the_rest_goes(store: &dyn SnapshotStore) {
     third.assert_readable(store, &slot).await;
     assert_eq!(store.pack(&slot.org, second.pack(1)).await.expect("taken over"), second.packs[0].1);
     assert_eq!(store.pack(&slot.org, first.pack(0)).await.expect("taken over twice"), first.packs[0].1);
+}
+
+/// Each generation uses most packs of the one before again, over more time than anything is kept that nobody names.
+async fn packs_used_again_by_ten_generations_stay(store: &dyn SnapshotStore) {
+    let slot = new_slot();
+    let first = Draft::new(3, &[]);
+    first.establish(store, &slot, 0).await;
+    let mut all = vec![first];
+    for generation in 1..10 {
+        // All but the oldest three of the one before: a pack is used by several generations, and then dropped.
+        let last = &all[generation - 1];
+        let again = &last.facts.packs[if generation > 3 { 2 } else { 0 }..];
+        let next = Draft::new(2, again);
+        next.establish(store, &slot, generation as u64).await;
+        // What the one before alone named is readable for its grace period, counted from now.
+        last.assert_readable(store, &slot).await;
+        let since = tokio::time::Instant::now();
+        store.sweep().await.expect("sweep");
+        if since.elapsed() < SHORT.grace / 4 {
+            for pack in &all[generation - 1].facts.packs {
+                store.pack(&slot.org, *pack).await.expect("a pack within its grace period");
+            }
+        }
+        tokio::time::sleep(SHORT.grace / 2).await;
+        store.sweep().await.expect("sweep");
+        for pack in &next.facts.packs {
+            let kept = store.pack(&slot.org, *pack).await.expect("a pack that the head names");
+            let draft = all.iter().chain([&next]).find(|draft| draft.facts.id == pack.snapshot).expect("its maker");
+            let put = draft.packs.iter().find(|(id, _)| id == pack).expect("a pack that was put");
+            assert_eq!(kept, put.1);
+        }
+        all.push(next);
+    }
+    let kept = all.pop().expect("the last");
+    let dropped: Vec<_> = all
+        .iter()
+        .flat_map(|draft| &draft.packs)
+        .map(|(pack, _)| *pack)
+        .filter(|pack| !kept.facts.packs.contains(pack))
+        .collect();
+    assert!(!dropped.is_empty());
+    wait_until("the end of packs that no generation names any more", async || {
+        store.sweep().await.expect("sweep");
+        for pack in &dropped {
+            if !is_missing(&store.pack(&slot.org, *pack).await) {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    for pack in &kept.facts.packs {
+        store.pack(&slot.org, *pack).await.expect("a pack that the head names");
+    }
 }
 
 async fn packs_never_published_go(store: &dyn SnapshotStore) {

@@ -244,6 +244,8 @@ async fn manifests_are_decoded_once_checked_and_counted() {
         sync_id: SyncId(3),
         schema_hash: slot.schema.clone(),
         models: 1,
+        refreshes: 0,
+        index: Vec::new(),
         packs: vec![pack],
         sets: vec![GroupSet::new(Vec::new())],
         frames: (0..1000).map(|number| frame(number * 10)).collect(),

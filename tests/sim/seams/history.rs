@@ -12,7 +12,7 @@ use crate::support::dice::Dice;
 pub type Key = (usize, String);
 
 /// What an object was at some time: who saw it, and its line.
-type Version = Option<(GroupSet, String)>;
+pub type Version = Option<(GroupSet, String)>;
 
 pub const ORGS: [&str; 3] = ["a", "b", "c"];
 pub const TEAMS: [&str; 3] = ["1", "2", "3"];
@@ -101,19 +101,21 @@ impl History {
         seen
     }
 
-    /// All rows of an org at a sync id that a snapshot must hold, with their groups.
-    pub fn snapshot(&self, org: &Org, at: SyncId) -> BTreeMap<String, GroupSet> {
-        let mut rows: BTreeMap<Key, (GroupSet, String)> = BTreeMap::new();
-        for change in self.changes.lock().unwrap().iter().filter(|change| change.id <= at && change.org == *org) {
-            match &change.version {
-                // Nobody sees a row without groups; attachments are explicit.
-                Some(version) if !version.0.as_slice().is_empty() && change.key.0 != 2 => {
-                    rows.insert(change.key.clone(), version.clone());
-                }
-                _ => drop(rows.remove(&change.key)),
+    /// For each object of an org what a snapshot of a sync id may hold of it: what it was then, and what it was at any time
+    /// since, because a refresh reads rows as they are.
+    pub fn snapshot(&self, org: &Org, at: SyncId) -> BTreeMap<Key, BTreeSet<Version>> {
+        let mut rows: BTreeMap<Key, BTreeSet<Version>> = BTreeMap::new();
+        for change in self.changes.lock().unwrap().iter().filter(|change| change.org == *org) {
+            // Nobody sees a row without groups; attachments are explicit.
+            let seen = |version: &&(GroupSet, String)| !version.0.as_slice().is_empty() && change.key.0 != 2;
+            let version = change.version.as_ref().filter(seen).cloned();
+            let versions = rows.entry(change.key.clone()).or_insert_with(|| BTreeSet::from([None]));
+            if change.id <= at {
+                versions.clear();
             }
+            versions.insert(version);
         }
-        rows.into_values().map(|(groups, line)| (line, groups)).collect()
+        rows
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use headstart::model::{Epoch, Generation, GroupSet, Org, Schema, SnapshotId, SyncGroup, SyncId, User, Watermark};
-use headstart::snapshot::{Manifest, PackId, frame, pack};
-use headstart::source::{Action, ActionRange, Found, LogSize, Lookup, Scan, Source, SourceError};
+use headstart::snapshot::{Manifest, PackId, frame, index, pack};
+use headstart::source::{Action, ActionRange, Found, LogSize, Lookup, Object, Scan, Source, SourceError};
 use headstart::store::{Facts, Head, Lease, MemoryStore, Slot, SnapshotStore, StoreError};
 use tokio::time::sleep;
 
-use super::history::History;
+use super::history::{CLASSES, History, Key};
 use crate::support::dice::Dice;
 
 /// The weather between an instance and what it leans on.
@@ -48,13 +48,20 @@ impl Weather {
 pub struct Link {
     pub weather: Weather,
     dice: Mutex<Dice>,
+    /// The most refreshes in a row that were seen published.
+    pub refreshed: AtomicU64,
     /// Scans that are open, by org.
     scans: Mutex<HashMap<Org, usize>>,
 }
 
 impl Link {
     pub fn new(dice: Dice) -> Arc<Self> {
-        Arc::new(Self { weather: Weather::default(), dice: Mutex::new(dice), scans: Mutex::default() })
+        Arc::new(Self {
+            weather: Weather::default(),
+            dice: Mutex::new(dice),
+            refreshed: AtomicU64::default(),
+            scans: Mutex::default(),
+        })
     }
 
     fn roll(&self, sides: usize) -> usize {
@@ -165,6 +172,11 @@ impl Source for LinkedSource {
         self.history.database.actions(range).await
     }
 
+    async fn changed(&self, range: &ActionRange) -> Result<Vec<Object>, SourceError> {
+        self.link.database().await?;
+        self.history.database.changed(range).await
+    }
+
     async fn memberships(&self, members: &[(Org, User)]) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
         self.link.database().await?;
         self.history.database.memberships(members).await
@@ -204,8 +216,8 @@ pub struct LinkedStore {
 }
 
 impl LinkedStore {
-    /// A published snapshot is whole, its counts hold, it holds what was true at its sync id, and none is replaced by an
-    /// older one.
+    /// A published snapshot is whole, its counts hold, it holds what was true at its sync id or became so since, and none is
+    /// replaced by an older one.
     async fn inspect(&self, slot: &Slot, before: &Head) {
         let head = self.store.head(slot).await.unwrap();
         let Facts { id, epoch, sync_id, rows, raw_len, len, packs } = head.current.unwrap().facts;
@@ -215,7 +227,8 @@ impl LinkedStore {
         let manifest = Manifest::decode(&self.store.manifest(slot, id).await.unwrap()).unwrap();
         assert_eq!((manifest.id, &manifest.org, manifest.sync_id), (id, &slot.org, sync_id));
         assert_eq!((manifest.rows(), manifest.raw_len(), manifest.len()), (rows, raw_len, len));
-        assert_eq!(manifest.packs.iter().map(|pack| pack.id).collect::<Vec<_>>(), packs);
+        assert_eq!(manifest.stored().map(|pack| pack.id).collect::<Vec<_>>(), packs);
+        self.link.refreshed.fetch_max(manifest.refreshes.into(), Ordering::SeqCst);
         let mut bytes = Vec::new();
         for entry in &manifest.packs {
             let pack = self.store.pack(&slot.org, entry.id).await.unwrap();
@@ -223,18 +236,31 @@ impl LinkedStore {
             pack::verify(&pack).unwrap();
             bytes.push(pack);
         }
-        let mut held: BTreeMap<String, GroupSet> = BTreeMap::new();
+        let mut held: BTreeMap<Key, (GroupSet, String)> = BTreeMap::new();
         for entry in &manifest.frames {
             let (from, to) = (entry.offset as usize, (entry.offset + entry.len) as usize);
             let lines = frame::decompress(&bytes[entry.pack as usize][from..to], entry.raw_len as usize).unwrap();
             let lines = String::from_utf8(lines).unwrap();
             assert_eq!(lines.lines().count(), entry.rows as usize);
             for line in lines.lines() {
-                let twice = held.insert(line.to_owned(), manifest.sets[entry.set as usize].clone());
+                let fields: serde_json::Value = serde_json::from_str(line).unwrap();
+                let id = fields["id"].as_str().unwrap().to_owned();
+                assert_eq!(fields["__class"], CLASSES[entry.model as usize]);
+                let set = manifest.sets[entry.set as usize].clone();
+                let twice = held.insert((entry.model as usize, id), (set, line.to_owned()));
                 assert!(twice.is_none(), "{line} stands twice");
             }
         }
-        assert_eq!(held, self.history.snapshot(&slot.org, sync_id), "{slot:?} at {sync_id}");
+        for (key, versions) in &self.history.snapshot(&slot.org, sync_id) {
+            let version = held.remove(key);
+            assert!(versions.contains(&version), "{slot:?} at {sync_id}: {key:?} is {version:?}, not of {versions:?}");
+        }
+        assert!(held.is_empty(), "{slot:?} at {sync_id}: {held:?} never was");
+        for entry in &manifest.index {
+            let shard = self.store.pack(&slot.org, entry.id).await.unwrap();
+            assert_eq!(shard.len(), entry.len as usize);
+            index::read(&shard).unwrap();
+        }
     }
 }
 

@@ -1,0 +1,356 @@
+//! The work of a refresh: see [`crate::dump::refresh`](super::refresh) for its steps and why they are sound.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::pin;
+use std::sync::Arc;
+
+use async_stream::try_stream;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::time::Instant;
+
+use crate::dump::build::Builder;
+use crate::dump::course::{Basis, Bounds, Full, most_changed};
+use crate::dump::frames::{FullFrame, OpenFrames};
+use crate::dump::live::{LiveDump, LiveFrame, Opened};
+use crate::dump::news::News;
+use crate::dump::packs::PackPlan;
+use crate::dump::refresh::RefreshError;
+use crate::dump::reuse::{Fate, Plan};
+use crate::dump::shards::Shards;
+use crate::dump::stored::StoredPacks;
+use crate::dump::taken::{Apart, Taken};
+use crate::model::key::canonical;
+use crate::model::{Generation, Org, Schema, SyncId, Watermark};
+use crate::snapshot::index::{self, RowIds};
+use crate::snapshot::pack::TARGET_LEN;
+use crate::snapshot::{FrameEntry, Manifest};
+use crate::source::{ActionRange, By, Found, GroupSets, Lookup, Object, SetId, SourceError};
+use crate::store::Facts;
+use crate::task;
+
+/// Ids one statement asks for.
+const LOOKUP_IDS: usize = 1000;
+
+/// Bytes of lines one statement may bring; past it fewer ids are asked for at a time.
+const LOOKUP_BYTES: usize = 16 << 20;
+
+/// Statements, and packs, at a time.
+const AT_ONCE: usize = 2;
+
+/// A refresh whose changes are known.
+pub(super) struct Renewal {
+    builder: Arc<Builder>,
+    manifest: Arc<Manifest>,
+    opened: Opened,
+    ids: Arc<RowIds>,
+    /// What changed, by model, in no order.
+    changed: Vec<(usize, Vec<Arc<str>>)>,
+    /// The set of each of the manifest's sets.
+    set_ids: Arc<Vec<SetId>>,
+}
+
+impl Renewal {
+    /// Reads the manifest and the log, and decides.
+    pub async fn begin(builder: Arc<Builder>, live: &LiveDump, facts: &Facts) -> Result<Self, RefreshError> {
+        let slot = live.slot();
+        let source = builder.source();
+        let schema = source.schema().await?;
+        if schema.hash != slot.schema {
+            return Err(Full::SchemaChanged.into());
+        }
+        let bytes = builder.destination().manifest(slot, facts.id).await?;
+        let manifest = task::blocking(move || Manifest::decode(&bytes)).await?;
+        if manifest.id != facts.id || manifest.org != slot.org || manifest.models as usize != schema.models.len() {
+            return Err(RefreshError::Line);
+        }
+        let mut watermark = source.watermark().await?;
+        let basis = Basis {
+            epoch: &manifest.epoch,
+            is_indexed: !manifest.index.is_empty() || manifest.frames.is_empty(),
+            refreshes: manifest.refreshes,
+            rows: manifest.rows(),
+        };
+        let settings = builder.settings();
+        let bounds = Bounds { max_percent: settings.refresh_max_percent, max_count: settings.refresh_max_count };
+        let most = most_changed(&basis, &watermark.epoch, &bounds)?;
+        let models = schema.catalog.models();
+        if source.unlogged().await?.keys().any(|model| models[*model].load.in_snapshot()) {
+            return Err(Full::Unlogged.into());
+        }
+        // What was a watermark stays one, though a writer may have held the next one back since.
+        watermark.sync_id = watermark.sync_id.max(manifest.sync_id);
+        let changed = changed(&builder, live, &schema, &watermark, manifest.sync_id, most).await?;
+        let ids = RowIds::new(&schema);
+        if changed.iter().any(|(model, _)| !ids.are_known(*model)) {
+            return Err(Full::Ids.into());
+        }
+        let sets = Arc::new(GroupSets::default());
+        let set_ids = manifest.sets.iter().map(|set| sets.intern(set.clone())).collect();
+        let opened = Opened { watermark, schema, sets, estimated_rows: basis.rows, at: Some(Instant::now()) };
+        Ok(Self {
+            builder,
+            manifest: Arc::new(manifest),
+            opened,
+            ids: Arc::new(ids),
+            changed,
+            set_ids: Arc::new(set_ids),
+        })
+    }
+
+    /// Reads, writes and publishes, with `fresh` as the new snapshot. Gives the facts, the rows read and the bytes put.
+    pub async fn make(
+        self: &Arc<Self>,
+        fresh: Arc<LiveDump>,
+        over: Generation,
+    ) -> Result<(Facts, u64, u64), RefreshError> {
+        fresh.open(self.opened.clone());
+        let mut open = OpenFrames::new(self.builder.settings().open_bytes);
+        let mut stored = StoredPacks::new(false, self.manifest.refreshes + 1);
+        let mut packs = PackPlan::new(TARGET_LEN);
+
+        let mut news = News::default();
+        let frames = self.looked_up(&fresh.slot().org, &mut open, &mut news);
+        self.store(&fresh, frames, &mut packs, &mut stored).await?;
+
+        let mut shards = Shards::new(self.builder.clone(), fresh.slot().org.clone(), &self.manifest);
+        let hit = shards.hits(&self.manifest, &self.changed).await?;
+        let plan = Plan::new(&self.manifest, &hit, &news.written(&self.set_ids));
+        for (pack, frames) in kept_frames(&self.manifest, &plan) {
+            let placed = frames.into_iter().map(|frame| (frame, self.set_ids[frame.set as usize]));
+            stored.add_placed(self.manifest.packs[pack], placed, |set| self.opened.sets.get(set));
+        }
+        let apart = Arc::new(Apart {
+            ids: self.ids.clone(),
+            set_ids: self.set_ids.clone(),
+            gone: Arc::new(news.gone(&self.changed)),
+            fresh: fresh.clone(),
+        });
+        let frames = self.rewritten(&mut open, &plan, &mut shards, apart);
+        self.store(&fresh, frames, &mut packs, &mut stored).await?;
+        let rest: Vec<_> = open.finish().into_iter().map(|frame| Ok(Made::Full(frame))).collect();
+        self.store(&fresh, stream::iter(rest).boxed(), &mut packs, &mut stored).await?;
+        for pack in packs.finish(|set| self.opened.sets.get(set)) {
+            self.builder.put(&fresh, &self.opened, pack, &mut stored).await?;
+        }
+        self.keep_index(&fresh, &plan, &mut shards, &mut stored).await?;
+        // Another history since the rows were read: they are not what this one holds.
+        if self.builder.source().epoch().await? != self.manifest.epoch {
+            return Err(Full::OtherEpoch.into());
+        }
+        self.builder.put_shard(&fresh, &mut stored, 1).await?;
+        let written = stored.written;
+        let facts = self.builder.publish(&fresh, &self.opened, stored, over).await?;
+        Ok((facts, news.read, written))
+    }
+
+    /// Looks up what changed and gives the frames that are full by it.
+    fn looked_up<'a>(
+        self: &'a Arc<Self>,
+        org: &Org,
+        open: &'a mut OpenFrames,
+        news: &'a mut News,
+    ) -> BoxStream<'a, Result<Made, RefreshError>> {
+        let mut parts = Vec::new();
+        for (place, (_, ids)) in self.changed.iter().enumerate() {
+            parts
+                .extend((0..ids.len()).step_by(LOOKUP_IDS).map(|from| (place, from..ids.len().min(from + LOOKUP_IDS))));
+        }
+        let (refresh, org) = (self.clone(), org.clone());
+        let lookups = stream::iter(parts).map(move |(place, range)| {
+            let (refresh, org) = (refresh.clone(), org.clone());
+            async move {
+                let (model, ids) = &refresh.changed[place];
+                Ok::<_, RefreshError>((*model, refresh.find(&org, *model, &ids[range]).await?))
+            }
+        });
+        let mut lookups = lookups.buffered(AT_ONCE).boxed();
+        let frames = try_stream! {
+            while let Some((model, parts)) = lookups.try_next().await? {
+                for found in parts {
+                    if found.schema.hash != self.opened.schema.hash {
+                        Err(Full::SchemaChanged)?;
+                    }
+                    if let Some(batch) = news.take(model, found, &self.opened.sets) {
+                        for frame in open.push(&batch) {
+                            yield Made::Full(frame);
+                        }
+                    }
+                }
+            }
+        };
+        frames.boxed()
+    }
+
+    /// The rows with these ids, in one piece or several.
+    async fn find(&self, org: &Org, model: usize, ids: &[Arc<str>]) -> Result<Vec<Found>, SourceError> {
+        let (mut waiting, mut all) = (vec![ids], Vec::new());
+        while let Some(ids) = waiting.pop() {
+            // One row may be as long as the database lets it be.
+            let max_bytes = if ids.len() > 1 { LOOKUP_BYTES } else { usize::MAX };
+            let lookup = Lookup { org: org.clone(), model, by: By::Id, values: ids.to_vec(), max_bytes };
+            match self.builder.source().lookup(&lookup).await {
+                Ok(found) => all.push(found),
+                Err(SourceError::TooLarge(_)) if ids.len() > 1 => {
+                    let (head, tail) = ids.split_at(ids.len() / 2);
+                    waiting.extend([head, tail]);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Takes apart what does not stay, and gives the frames that are full by it.
+    fn rewritten<'a>(
+        self: &'a Arc<Self>,
+        open: &'a mut OpenFrames,
+        plan: &Plan,
+        shards: &'a mut Shards,
+        apart: Arc<Apart>,
+    ) -> BoxStream<'a, Result<Made, RefreshError>> {
+        let mut by_pack: Vec<(usize, Vec<(FrameEntry, Fate)>)> = Vec::new();
+        let moved = self.manifest.frames.iter().zip(&plan.fates).filter(|(_, fate)| **fate != Fate::Kept);
+        for (frame, fate) in moved {
+            match by_pack.last_mut() {
+                Some((pack, frames)) if *pack == frame.pack as usize => frames.push((*frame, *fate)),
+                _ => by_pack.push((frame.pack as usize, vec![(*frame, *fate)])),
+            }
+        }
+        let jobs: BoxStream<'a, Result<_, RefreshError>> = Box::pin(try_stream! {
+            for (pack, frames) in by_pack {
+                let entry = self.manifest.packs[pack];
+                let copies = frames.iter().any(|(_, fate)| *fate == Fate::Copied);
+                let filters = if copies { Some(shards.of(entry.id).await?) } else { None };
+                yield (entry, frames, filters);
+            }
+        });
+        let refresh = self.clone();
+        let taken = jobs.map_ok(move |(entry, frames, filters)| {
+            let (refresh, apart) = (refresh.clone(), apart.clone());
+            async move {
+                let bytes = refresh.builder.destination().pack(&apart.fresh.slot().org, entry.id).await?;
+                task::blocking(move || apart.take(&bytes, entry, &frames, filters.as_deref())).await
+            }
+        });
+        let mut taken = taken.try_buffered(AT_ONCE).boxed();
+        let frames = try_stream! {
+            while let Some(Taken { copied, batches }) = taken.try_next().await? {
+                for frame in copied {
+                    yield Made::Spooled(frame);
+                }
+                for batch in &batches {
+                    for frame in open.push(batch) {
+                        yield Made::Full(frame);
+                    }
+                }
+            }
+        };
+        frames.boxed()
+    }
+
+    /// Compresses what has to be, and puts the packs that are full by it.
+    async fn store(
+        &self,
+        fresh: &Arc<LiveDump>,
+        frames: BoxStream<'_, Result<Made, RefreshError>>,
+        packs: &mut PackPlan,
+        stored: &mut StoredPacks,
+    ) -> Result<(), RefreshError> {
+        let written = frames
+            .map_ok(|made| {
+                let (builder, fresh, ids) = (self.builder.clone(), fresh.clone(), self.ids.clone());
+                async move {
+                    match made {
+                        Made::Spooled(frame) => Ok(frame),
+                        Made::Full(frame) => Ok(task::blocking(move || builder.write(&fresh, &ids, &frame)).await?),
+                    }
+                }
+            })
+            .try_buffer_unordered(self.builder.settings().compressors());
+        let mut written = pin!(written);
+        while let Some(frame) = written.try_next().await? {
+            if let Some(pack) = packs.push(frame) {
+                self.builder.put(fresh, &self.opened, pack, stored).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the shards over that are still of use, and copies what others hold of packs that stay.
+    async fn keep_index(
+        &self,
+        fresh: &LiveDump,
+        plan: &Plan,
+        shards: &mut Shards,
+        stored: &mut StoredPacks,
+    ) -> Result<(), RefreshError> {
+        let stays = self.manifest.packs.iter().zip(&plan.stays).filter(|(_, stays)| **stays);
+        let stays: HashSet<_> = stays.map(|(pack, _)| pack.id).collect();
+        for shard in 0..self.manifest.index.len() {
+            if shards.is_worth_keeping(shard, &stays) {
+                stored.index.push(self.manifest.index[shard]);
+                continue;
+            }
+            if !shards.holds_any(shard, &stays) {
+                continue;
+            }
+            for filters in shards.load(shard).await?.iter().filter(|filters| stays.contains(&filters.pack)) {
+                stored.keep_filters(filters);
+                self.builder.put_shard(fresh, stored, index::TARGET_LEN).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The objects that changed, by model.
+async fn changed(
+    builder: &Builder,
+    live: &LiveDump,
+    schema: &Schema,
+    watermark: &Watermark,
+    after: SyncId,
+    most: u64,
+) -> Result<Vec<(usize, Vec<Arc<str>>)>, RefreshError> {
+    let limit = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(1);
+    let org = live.slot().org.clone();
+    let range = ActionRange { org, after, to: watermark.sync_id, groups: Vec::new(), limit };
+    let objects = builder.source().changed(&range).await?;
+    if objects.len() >= limit {
+        return Err(Full::Large(most).into());
+    }
+    let mut by_model: HashMap<usize, Vec<Arc<str>>> = HashMap::new();
+    for Object { model, id } in objects {
+        let column = &schema.catalog.models()[model].id;
+        let field = schema.models[model].fields.iter().find(|field| field.column == *column);
+        // An application that writes its own log may spell an id as it likes.
+        let canonical = field.and_then(|field| canonical(&field.sql_type, &id)).map(Arc::from);
+        by_model.entry(model).or_default().push(canonical.unwrap_or(id));
+    }
+    for ids in by_model.values_mut() {
+        ids.sort_unstable();
+        ids.dedup();
+    }
+    Ok(by_model.into_iter().collect())
+}
+
+/// The packs that stay, each with its frames that stay.
+fn kept_frames(manifest: &Manifest, plan: &Plan) -> Vec<(usize, Vec<FrameEntry>)> {
+    let mut packs: Vec<(usize, Vec<_>)> = Vec::new();
+    for (frame, _) in manifest.frames.iter().zip(&plan.fates).filter(|(_, fate)| **fate == Fate::Kept) {
+        match packs.last_mut() {
+            Some((pack, frames)) if *pack == frame.pack as usize => frames.push(*frame),
+            _ => packs.push((frame.pack as usize, vec![*frame])),
+        }
+    }
+    packs
+}
+
+/// A frame for the new snapshot.
+enum Made {
+    /// To be compressed.
+    Full(FullFrame),
+    /// In the spool already.
+    Spooled(LiveFrame),
+}

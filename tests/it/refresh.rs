@@ -1,0 +1,275 @@
+//! Refreshes over memory: what they read and write, when they are not made, and what readers find meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use headstart::dump::{DumpSettings, Dumps, Joined, LiveDump, Wish};
+use headstart::metrics::Metrics;
+use headstart::model::{BootstrapQuery, GroupSet, Org, SyncId};
+use headstart::snapshot::{Manifest, PackEntry, frame};
+use headstart::source::memory::Fate;
+use headstart::source::{By, Source};
+use headstart::store::{Facts, MemoryStore};
+use tokio::time::{Instant, sleep};
+
+use crate::support::dice::Dice;
+use crate::support::server::Setup;
+use crate::support::world::{World, caller, org, retention, team_set};
+use crate::tracker;
+
+/// A world whose refreshes are counted.
+struct Counted {
+    world: World,
+    dumps: Dumps,
+    metrics: Metrics,
+}
+
+impl Counted {
+    fn new(settings: DumpSettings) -> Self {
+        let world = World::with(settings.clone(), Arc::new(MemoryStore::new(retention())));
+        let metrics = Metrics::new();
+        let dumps =
+            Dumps::new(world.source.clone(), world.store.clone(), world.tasks.clone(), settings, metrics.clone());
+        Self { world, dumps, metrics }
+    }
+
+    async fn make(&self, org: &Org, wish: Wish) -> Arc<LiveDump> {
+        // Later than what was published last.
+        sleep(Duration::from_millis(1)).await;
+        match self.dumps.join(&self.world.slot(org), wish, Instant::now(), &"the test asks").unwrap() {
+            Joined::Live(live) => {
+                live.wait_settled().await;
+                live
+            }
+            Joined::Published => panic!("nothing was to be made"),
+        }
+    }
+
+    async fn published(&self, org: &Org) -> (Facts, Manifest) {
+        let slot = self.world.slot(org);
+        let facts = self.world.store.head(&slot).await.unwrap().current.unwrap().facts;
+        let manifest = Manifest::decode(&self.world.store.manifest(&slot, facts.id).await.unwrap()).unwrap();
+        (facts, manifest)
+    }
+
+    async fn pack(&self, org: &Org, entry: PackEntry) -> Bytes {
+        self.world.store.pack(org, entry.id).await.unwrap()
+    }
+
+    /// All lines of what is published, sorted.
+    async fn lines(&self, org: &Org) -> Vec<String> {
+        let (_, manifest) = self.published(org).await;
+        let mut lines = Vec::new();
+        for (number, entry) in manifest.packs.iter().enumerate() {
+            let bytes = self.pack(org, *entry).await;
+            for entry in manifest.frames.iter().filter(|frame| frame.pack as usize == number) {
+                let stored = &bytes[entry.offset as usize..][..entry.len as usize];
+                let raw = String::from_utf8(frame::decompress(stored, entry.raw_len as usize).unwrap()).unwrap();
+                lines.extend(raw.lines().map(str::to_owned));
+            }
+        }
+        lines.sort_unstable();
+        lines
+    }
+
+    fn full_dumps(&self, reason: &str) -> u64 {
+        let text = self.metrics.encode();
+        let series = format!("headstart_full_dumps_total{{reason=\"{reason}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_changed_is_read_and_the_rest_is_used_again() {
+    let counted = Counted::new(DumpSettings::default());
+    let (world, o) = (&counted.world, org("o"));
+    world.issues(&o, "a", 0, 100);
+    assert_eq!(counted.make(&o, Wish::Background).await.refreshed(), None);
+    assert_eq!(counted.full_dumps("no_snapshot"), 1);
+    world.issues(&o, "b", 7, 1);
+    world.issues(&o, "a", 100, 2);
+    world.source.remove(&o, 0, "8");
+    world.source.put(&o, 0, "9", GroupSet::new(Vec::new()), "{\"__class\":\"Issue\",\"id\":\"9\"}\n");
+    let refreshed = counted.make(&o, Wish::Background).await.refreshed().unwrap();
+    assert_eq!((refreshed.rows, refreshed.read), (100, 4));
+    assert_eq!(world.source.scans(), 1);
+    assert!(world.source.lookups().iter().all(|lookup| lookup.by == By::Id && lookup.org == o));
+    assert_eq!(counted.lines(&o).await, world.source.lines(&o, |_, groups| !groups.as_slice().is_empty()));
+    let (facts, manifest) = counted.published(&o).await;
+    assert_eq!((facts.rows, manifest.refreshes), (100, 1));
+    assert_eq!(counted.metrics.refreshed_rows.get(), 4);
+
+    // Nothing happened: the same packs, at a later sync id.
+    world.issues(&org("p"), "a", 0, 1);
+    assert_eq!(counted.make(&o, Wish::Background).await.refreshed().unwrap().read, 0);
+    let (later, again) = counted.published(&o).await;
+    assert!(later.sync_id > facts.sync_id && again.packs == manifest.packs && again.frames == manifest.frames);
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_is_read_when_it_has_to_be() {
+    let counted = Counted::new(DumpSettings { refresh_max_count: 2, ..DumpSettings::default() });
+    let (world, o) = (&counted.world, org("o"));
+    let change = |at: usize, count: usize| world.issues(&o, "b", at, count);
+    change(0, 100);
+    counted.make(&o, Wish::Background).await;
+    change(0, 1);
+    assert_eq!(counted.make(&o, Wish::New).await.refreshed(), None);
+    assert_eq!(counted.full_dumps("asked"), 1);
+    change(0, 11);
+    assert_eq!(counted.make(&o, Wish::Background).await.refreshed(), None);
+    assert_eq!(counted.full_dumps("large"), 1, "a tenth at most");
+    for _ in 0..2 {
+        change(0, 10);
+        assert_eq!(counted.make(&o, Wish::Background).await.refreshed().unwrap().read, 10);
+    }
+    change(0, 1);
+    assert_eq!(counted.make(&o, Wish::Background).await.refreshed(), None);
+    assert_eq!(counted.full_dumps("due"), 1);
+    change(0, 1);
+    world.source.trim(SyncId::MAX, Duration::ZERO, u64::MAX).await.unwrap();
+    assert_eq!(counted.make(&o, Wish::Background).await.refreshed(), None);
+    assert_eq!(counted.full_dumps("trimmed"), 1);
+    change(0, 1);
+    world.source.change_epoch("memory-2");
+    assert_eq!(counted.make(&o, Wish::Background).await.refreshed(), None);
+    assert_eq!(counted.full_dumps("epoch"), 1);
+    change(0, 1);
+    world.source.set_fate(Fate::Refused);
+    assert_eq!(counted.make(&o, Wish::Background).await.refreshed(), None);
+    assert_eq!(counted.full_dumps("failed"), 1);
+    world.source.set_fate(Fate::Answered);
+    // A pack or a shard that is not what was written.
+    for of_index in [false, true] {
+        let (_, manifest) = counted.published(&o).await;
+        let entry = if of_index { manifest.index[0] } else { manifest.packs[0] };
+        let mut damaged = counted.pack(&o, entry).await.to_vec();
+        damaged[3] ^= 1;
+        world.store.put_pack(&o, entry.id, damaged.into()).await.unwrap();
+        change(0, 1);
+        assert_eq!(counted.make(&o, Wish::Background).await.refreshed(), None);
+        assert_eq!(counted.full_dumps("damaged"), 1 + u64::from(of_index));
+        assert_eq!(counted.lines(&o).await, world.source.lines(&o, |_, _| true));
+    }
+}
+
+/// Whoever comes during a refresh and can't be served from what is published waits for it, or for the dump it becomes.
+#[tokio::test(start_paused = true)]
+async fn readers_wait_for_a_refresh_or_get_the_dump_it_becomes() {
+    let world = World::new();
+    let (o, reader) = (org("o"), caller(&org("o"), &["team:a"]));
+    world.issues(&o, "a", 0, 400);
+    world.bootstrap(&reader, &BootstrapQuery::default()).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    for held in [false, true] {
+        // More than the hard limit.
+        world.issues(&o, "a", 0, 30);
+        world.source.set_fate(Fate::Held);
+        let scans = world.source.scans();
+        let asking = async {
+            let query = BootstrapQuery { no_sync_packets: true, ..BootstrapQuery::default() };
+            let answers = (0..5).map(|_| world.bootstrap(&reader, &query));
+            futures_util::future::join_all(answers).await
+        };
+        let releasing = async {
+            sleep(Duration::from_secs(if held { 60 } else { 3 })).await;
+            world.source.set_fate(Fate::Answered);
+        };
+        let (answers, ()) = tokio::join!(asking, releasing);
+        for answer in answers {
+            let answer = answer.unwrap();
+            assert_eq!(answer.method(), if held { "postgres" } else { "snapshot" });
+            assert_eq!(answer.lines, world.expected(&reader, &[0]));
+        }
+        assert_eq!(world.source.scans() - scans, u64::from(held), "one scan at most");
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Frames and packs stay full: many refreshes take little more room than a fresh dump, and are read as fast.
+#[tokio::test]
+async fn many_generations_stay_small() {
+    let mut dice = Dice::seeded();
+    println!("seed {}", dice.seed());
+    let counted = Counted::new(DumpSettings { refresh_max_count: 1000, ..DumpSettings::default() });
+    let (world, o) = (&counted.world, org("o"));
+    let teams = ["a", "b", "c"];
+    let put = |dice: &mut Dice, id: usize| {
+        let team = teams[dice.below(teams.len())];
+        let text: String = (0..60).map(|_| format!("{:x}", dice.below(1 << 48))).collect();
+        let line = format!("{{\"__class\":\"Issue\",\"id\":\"{id}\",\"teamId\":\"{team}\",\"text\":\"{text}\"}}\n");
+        world.source.put(&o, 0, &id.to_string(), team_set(team), line);
+    };
+    let (rows, mut next) = (16_000, 16_000);
+    (0..rows).for_each(|id| put(&mut dice, id));
+    counted.make(&o, Wish::Background).await;
+    let mut worst = (0.0_f64, 0.0_f64);
+    for generation in 0..30 {
+        // Some change anywhere, some are new, some go.
+        let changes = [3, 40, 400][generation % 3];
+        for _ in 0..changes {
+            let changed = dice.below(rows);
+            put(&mut dice, changed);
+            world.source.remove(&o, 0, &dice.below(rows).to_string());
+            put(&mut dice, next);
+            next += 1;
+        }
+        assert!(counted.make(&o, Wish::Background).await.refreshed().is_some());
+        let stored = async |counted: &Counted| {
+            let (_, manifest) = counted.published(&o).await;
+            let bytes: u64 = manifest.stored().map(|entry| u64::from(entry.len)).sum();
+            (bytes, manifest.frames.len())
+        };
+        let (bytes, frames) = stored(&counted).await;
+        if generation % 5 == 4 {
+            let fresh = Counted {
+                world: World::with(DumpSettings::default(), Arc::new(MemoryStore::new(retention()))),
+                dumps: counted.dumps.clone(),
+                metrics: Metrics::new(),
+            };
+            let dumps = Dumps::new(
+                world.source.clone(),
+                fresh.world.store.clone(),
+                world.tasks.clone(),
+                DumpSettings::default(),
+                Metrics::new(),
+            );
+            let fresh = Counted { dumps, ..fresh };
+            fresh.make(&o, Wish::Background).await;
+            let (fresh_bytes, fresh_frames) = stored(&fresh).await;
+            assert_eq!(counted.lines(&o).await, fresh.lines(&o).await);
+            let size = bytes as f64 / fresh_bytes as f64;
+            let count = frames as f64 / fresh_frames as f64;
+            worst = (worst.0.max(size), worst.1.max(count));
+        }
+    }
+    println!("at most {:.3} times the bytes and {:.2} times the frames of a fresh dump", worst.0, worst.1);
+    assert!(worst.0 <= 1.3, "{} times as large", worst.0);
+    assert!(worst.1 <= 1.5, "{} times as many frames", worst.1);
+}
+
+/// The command says which of the two it did, and a snapshot whose packs belong to several is shown as any.
+#[tokio::test]
+async fn the_command_line_refreshes_and_says_so() {
+    let (database, client) = tracker::database().await;
+    let rows = "INSERT INTO issue (id, organization_id, team_id, title)
+        SELECT n, 'o', CASE WHEN n % 2 = 0 THEN 'a' ELSE 'b' END, md5(n::text) FROM generate_series(1, 200) n";
+    client.batch_execute(rows).await.unwrap();
+    let mut setup = Setup::new(&database.url(), tracker::CATALOG);
+    setup.set("HEADSTART_FRESHNESS_SOFT_PENDING", "0");
+    let words = |printed: String| printed.trim_end().split('\t').map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(setup.must(&["dump", "--org", "o"]))[1..3], ["made", "200"]);
+    let changes = "UPDATE issue SET title = 'other' WHERE id IN ('1', '2'); DELETE FROM issue WHERE id = '3';
+        UPDATE issue SET organization_id = 'p' WHERE id = '4'; UPDATE issue SET team_id = 'a' WHERE id = '5'";
+    client.batch_execute(changes).await.unwrap();
+    let refreshed = words(setup.must(&["dump", "--org", "o"]));
+    assert_eq!(refreshed[1..3], ["refreshed", "198"]);
+    assert_eq!(refreshed[4], "3", "what is there of what changed");
+    assert_eq!(words(setup.must(&["dump", "--org", "o"]))[1], "fresh");
+    assert_eq!(setup.must(&["verify", "--org", "o"]), "o\tagrees\t198\t0\n");
+    assert!(setup.must(&["snapshots", "show", "--org", "o"]).contains("198"));
+    client.batch_execute("UPDATE issue SET title = 'third' WHERE id = '1'").await.unwrap();
+    assert_eq!(words(setup.must(&["dump", "--org", "o", "--full"]))[1..3], ["made", "198"]);
+    assert_eq!(setup.must(&["verify", "--org", "o"]), "o\tagrees\t198\t0\n");
+}
