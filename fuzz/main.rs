@@ -18,17 +18,18 @@ use headstart::http::bootstrap::pairs;
 use headstart::model::{BatchQuery, BootstrapQuery, DeltaQuery, Grants};
 use headstart::snapshot::frame::{self, Compressor};
 use headstart::snapshot::select::select;
-use headstart::snapshot::{Manifest, pack};
+use headstart::snapshot::{Manifest, index, pack};
 use jsonwebtoken::{Algorithm, EncodingKey};
 use libfuzzer_sys::fuzz_target;
 use xxhash_rust::xxh3::xxh3_64;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 6] = [
+const TARGETS: [(&str, Target); 7] = [
     ("frame", fuzz_frame),
     ("pack", fuzz_pack),
     ("manifest", fuzz_manifest),
+    ("index", fuzz_index),
     ("query", fuzz_query),
     ("batch", fuzz_batch),
     ("token", fuzz_token),
@@ -44,7 +45,10 @@ static TARGET: LazyLock<Target> = LazyLock::new(|| {
 /// What packs and manifests carry beside their content, as it stands in stored bytes.
 const PACK_VERSION: u32 = 1;
 const PACK_END: &[u8] = b"HSPK";
-const MANIFEST_BEGINNING: &[u8] = b"HSMF\x01\0\0\0";
+const INDEX_END: &[u8] = b"HSIX";
+const INDEX_VERSION: u32 = 1;
+/// Both versions that are read.
+const MANIFEST_BEGINNINGS: [&[u8]; 2] = [b"HSMF\x01\0\0\0", b"HSMF\x02\0\0\0"];
 
 fuzz_target!(|data: &[u8]| TARGET(data));
 
@@ -99,7 +103,7 @@ fn fuzz_manifest(data: &[u8]) {
     let bytes = if seal {
         let body =
             Compressor::new(1).and_then(|mut compressor| compressor.compress(rest)).expect("zstd takes anything");
-        [MANIFEST_BEGINNING, &(rest.len() as u64).to_le_bytes(), &body].concat()
+        [MANIFEST_BEGINNINGS[usize::from(data[0] >> 1 & 1)], &(rest.len() as u64).to_le_bytes(), &body].concat()
     } else {
         rest.to_vec()
     };
@@ -115,6 +119,25 @@ fn fuzz_manifest(data: &[u8]) {
     assert!(sent <= manifest.len());
     let again = Manifest::decode(&manifest.encode().expect("what was decoded can be encoded"));
     assert_eq!(again.expect("what was encoded can be decoded"), manifest);
+}
+
+fn fuzz_index(data: &[u8]) {
+    let Some((seal, rest)) = sealed(data) else { return };
+    let mut bytes = rest.to_vec();
+    if seal {
+        bytes.extend_from_slice(&INDEX_VERSION.to_le_bytes());
+        let checksum = xxh3_64(&bytes);
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+        bytes.extend_from_slice(INDEX_END);
+    }
+    let Ok(packs) = index::read(&bytes.into()) else { return };
+    let sorted = [0, 1 << 20, 1 << 40, u64::MAX];
+    for (_, filter) in packs.iter().flat_map(|pack| &pack.frames) {
+        // Whatever holds one of a few rows holds one of more.
+        if index::may_hold(filter, &sorted[1..2]).is_ok_and(|held| held) {
+            assert!(index::may_hold(filter, &sorted).expect("the same filter"));
+        }
+    }
 }
 
 fn fuzz_query(data: &[u8]) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fuzzes what parses bytes from outside or from the store: every target of fuzz/main.rs, or those that are named.
 #
-#   HEADSTART_FUZZ_SECONDS=10 deploy/dev/fuzz.sh [frame pack manifest query batch token]
+#   HEADSTART_FUZZ_SECONDS=10 deploy/dev/fuzz.sh [frame pack manifest index query batch token]
 #
 # What was found interesting is kept in .dev/fuzz/<target>, so that the next run begins from there. An input that fails
 # is written to .dev/fuzz/, and its name is printed: it becomes a test.
@@ -13,7 +13,7 @@ has c++ || install_packages "a C++ compiler" g++
 
 seconds=${HEADSTART_FUZZ_SECONDS:-10}
 targets=("$@")
-[ $# -gt 0 ] || targets=(frame pack manifest query batch token)
+[ $# -gt 0 ] || targets=(frame pack manifest index query batch token)
 RUSTC_WORKSPACE_WRAPPER=$PWD/deploy/dev/fuzz-rustc.sh cargo build --locked --features fuzzing --example fuzz
 fuzz=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)/debug/examples/fuzz
 for target in "${targets[@]}"; do

@@ -51,7 +51,7 @@ use crate::store::{Facts, Head, Lease, StoreError};
 use crate::trace::span;
 
 /// How long somebody may wait for a refresh, who would get the first rows of a dump at once.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a refresh was not made.
 #[derive(Debug, thiserror::Error)]
