@@ -6,7 +6,7 @@
 //! trickle away meanwhile.
 //!
 //! What lies in a file that is [mapped](crate::mapped) takes no memory of the connection's, and is not copied: the kernel
-//! is told where it is, up to [`MAPPED_PIECE`] bytes at once.
+//! is told where it is, up to a quarter of a MiB at once.
 //!
 //! A client is slow once a piece has waited for a second; a gauge counts those. It is cut, its connection reset,
 //! when the piece has waited for the progress deadline, or earlier when its answer keeps packs in memory while somebody
