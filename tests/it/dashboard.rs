@@ -101,6 +101,7 @@ async fn operators_see_refresh_inspect_and_delete() {
     let snapshot = format!("/operations/snapshot?org={name}");
     assert_eq!(operators.send("GET", &snapshot, &[]).await.0, 200, "nothing was deleted");
     page.eval(&press(HOSTILE, "delete"));
+    page.until("document.getElementById('confirm').open");
     page.eval("document.querySelector('#confirm .danger').click()");
     page.until(&chip(HOSTILE, "No snapshot"));
     assert_eq!(operators.send("GET", &snapshot, &[]).await.0, 404);

@@ -301,6 +301,8 @@ async fn a_dump_that_fails_is_seen_before_and_after(
     assert!(stalled.bytes().await.is_err(), "the transfer is broken, not ended");
     until(server, "dumps_failed_total{reason=\"source\"}", 1.0).await;
     until(server, "followers", 0.0).await;
+    // The answer that broke gives its file up a moment after it no longer follows.
+    until(server, "spool_bytes", 0.0).await;
     until(server, "pool_in_use{pool=\"primary\"}", 0.0).await;
     expect(
         server,

@@ -168,13 +168,18 @@ function say(text, isFault = false) {
 }
 document.addEventListener('say', ({ detail }) => say(detail, true));
 
+/** The last answer of the dialog. The event of its closing comes a moment after it has closed, and is not the next one's. */
+let answered = Promise.resolve(false);
+
 /** Asks for leave to delete; true when it was given. */
-function confirmed(org) {
+async function confirmed(org) {
+    await answered;
     const dialog = by('confirm');
     by('confirm-title').querySelector('bdi').textContent = org;
     dialog.returnValue = 'cancel';
     dialog.showModal();
-    return new Promise((resolve) => dialog.addEventListener('close', () => resolve(dialog.returnValue === 'delete'), { once: true }));
+    answered = new Promise((resolve) => dialog.addEventListener('close', () => resolve(dialog.returnValue === 'delete'), { once: true }));
+    return answered;
 }
 
 const acts = {
