@@ -288,6 +288,10 @@ async fn a_dump_that_fails_is_seen_before_and_after(
     // Whatever else asks the database waits.
     proxy.set(Mode::StallAfter(0));
     let crowd = (0..4).map(|_| server.get("/sync/bootstrap?noSyncPackets=true", &token).send());
+    // Bootstraps ask for memberships, by one statement for all of them, a batch for the watermark.
+    let body = json!({"requests": [{"modelName": "Workspace", "id": "7"}]}).to_string();
+    let batch = server.client.post(format!("{}/sync/batch", server.base)).bearer_auth(&token);
+    let batch = batch.header("content-type", "application/json").body(body).send();
     let watched = async {
         until(server, "pool_in_use{pool=\"primary\"}", 2.0).await;
         server
@@ -297,7 +301,7 @@ async fn a_dump_that_fails_is_seen_before_and_after(
         families.look(server).await;
         proxy.set(Mode::Cut);
     };
-    tokio::join!(join_all(crowd), watched);
+    let _refused = tokio::join!(join_all(crowd), batch, watched);
     assert!(stalled.bytes().await.is_err(), "the transfer is broken, not ended");
     until(server, "dumps_failed_total{reason=\"source\"}", 1.0).await;
     until(server, "followers", 0.0).await;
