@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use tokio_postgres::Client;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
 
 use crate::model::catalog::{Catalog, LogTable};
 use crate::model::{Letter, SyncGroup, SyncId};
@@ -31,26 +31,7 @@ pub async fn read(
     let doing = "reading the change log";
     let failed = |error| classify(doing, error);
     let groups: Vec<&str> = range.groups.iter().map(SyncGroup::as_str).collect();
-    let (org, after, to) = (range.org.as_str(), signed(range.after.0), signed(range.to.0));
-    let limit = i64::try_from(range.limit).unwrap_or(i64::MAX);
-    let rows = client
-        .query_typed(
-            &sql(catalog.log()),
-            &[
-                (&org, Type::TEXT),
-                (&after, Type::INT8),
-                (&to, Type::INT8),
-                (&groups, Type::TEXT_ARRAY),
-                (&limit, Type::INT8),
-            ],
-        )
-        .await
-        .map_err(failed)?;
-    // Read after the actions: what is whole now was whole then, because the floor only rises.
-    let floor = log.floor(client).await?;
-    if floor > range.after {
-        return Err(SourceError::Trimmed { floor });
-    }
+    let rows = rows(client, log, &sql(catalog.log()), range, &groups, doing).await?;
     let mut actions = Vec::with_capacity(rows.len());
     for row in rows {
         let (id, letter): (i64, &str) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
@@ -89,11 +70,30 @@ pub async fn changed(
     let failed = |error| classify(doing, error);
     let kept = catalog.models().iter().filter(|model| model.load.in_snapshot());
     let names: Vec<&str> = kept.map(|model| model.name.as_str()).collect();
+    let rows = rows(client, log, &changed_sql(catalog.log()), range, &names, doing).await?;
+    let mut objects = Vec::with_capacity(rows.len());
+    for row in rows {
+        let (model, id): (&str, Option<&str>) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+        let id = id.ok_or_else(|| SourceError::failed(doing, format!("an action of {model} names no object")))?;
+        objects.extend(catalog.model(model).map(|(model, _)| Object { model, id: Arc::from(id) }));
+    }
+    Ok(objects)
+}
+
+/// What a statement finds in a range; its fourth parameter are the groups or models it looks for.
+async fn rows(
+    client: &Client,
+    log: &Log,
+    sql: &str,
+    range: &ActionRange,
+    names: &[&str],
+    doing: &str,
+) -> Result<Vec<Row>, SourceError> {
     let (org, after, to) = (range.org.as_str(), signed(range.after.0), signed(range.to.0));
     let limit = i64::try_from(range.limit).unwrap_or(i64::MAX);
     let rows = client
         .query_typed(
-            &changed_sql(catalog.log()),
+            sql,
             &[
                 (&org, Type::TEXT),
                 (&after, Type::INT8),
@@ -103,19 +103,10 @@ pub async fn changed(
             ],
         )
         .await
-        .map_err(failed)?;
-    // After the rows, as above.
+        .map_err(|error| classify(doing, error))?;
+    // Read after the rows: what is whole now was whole then, because the floor only rises.
     let floor = log.floor(client).await?;
-    if floor > range.after {
-        return Err(SourceError::Trimmed { floor });
-    }
-    let mut objects = Vec::with_capacity(rows.len());
-    for row in rows {
-        let (model, id): (&str, Option<&str>) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
-        let id = id.ok_or_else(|| SourceError::failed(doing, format!("an action of {model} names no object")))?;
-        objects.extend(catalog.model(model).map(|(model, _)| Object { model, id: Arc::from(id) }));
-    }
-    Ok(objects)
+    if floor > range.after { Err(SourceError::Trimmed { floor }) } else { Ok(rows) }
 }
 
 fn changed_sql(log: &LogTable) -> String {

@@ -1,7 +1,7 @@
 //! Connections to one PostgreSQL server: bounded, alike, and never handed on in an unknown state.
 //!
-//! Every session is pinned when it is made, because what `to_json` prints depends on session settings, and DESIGN
-//! section 2 promises one set of them. A connection goes back to the pool only by [`Lease::release`]. A lease that is
+//! Every session is pinned when it is made, because what `to_json` prints depends on session settings, and
+//! clients are promised one set of them. A connection goes back to the pool only by [`Lease::release`]. A lease that is
 //! merely dropped (an error, a caller that went away in mid-statement or in a transaction) is not trusted: its
 //! statement is cancelled on the server and the connection closed. So no one inherits another's transaction.
 

@@ -1,8 +1,8 @@
 //! PostgreSQL's binary values as JSON, appended to a buffer.
 //!
 //! The hot path of a dump: every value of every row passes here, so nothing is allocated per value and the only
-//! dispatch is one `match`. What is written equals, as a JSON value, what `to_json` gives under the session settings of
-//! DESIGN section 2; for numbers the text is the same too. `tests/it/encode.rs` holds it against the database.
+//! dispatch is one `match`. What is written equals, as a JSON value, what `to_json` gives under the pool's session
+//! settings; for numbers the text is the same too. `tests/it/encode.rs` holds it against the database.
 //!
 //! The binary formats are those of the `*_send` functions in PostgreSQL's `src/backend/utils/adt`. A value that does
 //! not keep to its format is an error, never a panic and never a guess: it would mean that the type was taken wrong.
