@@ -113,6 +113,8 @@ async fn show(store: &dyn SnapshotStore, org: &Org, config: &Config, tasks: &Tas
             ("age", duration(age, terminal)),
             ("rows", facts.rows.to_string()),
             ("stored", bytes(facts.len, terminal)),
+            // With what is out of use in packs that an earlier snapshot has left.
+            ("in packs", bytes(manifest.packs.iter().map(|pack| u64::from(pack.len)).sum(), terminal)),
             ("lines", bytes(facts.raw_len, terminal)),
             ("manifest", bytes(encoded.len() as u64, terminal)),
             ("packs", manifest.packs.len().to_string()),

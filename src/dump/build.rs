@@ -221,20 +221,18 @@ impl Builder {
     ) -> Result<(), StoreFailure> {
         let number = u32::try_from(stored.packs.len()).expect("a snapshot has fewer than 2^32 packs");
         let id = PackId { snapshot: live.id(), number };
-        let bytes = live.clone().read(frames.clone()).await?;
-        let sets = opened.sets.clone();
-        let entries = frames.clone();
+        let (sets, spooled, entries) = (opened.sets.clone(), live.clone(), frames.clone());
         let pack = task::blocking(move || {
-            let mut builder = PackBuilder::default();
-            let mut at = 0;
+            let mut builder = PackBuilder::with_capacity(entries.iter().map(|frame| frame.len as usize).sum());
+            let mut bytes = Vec::new();
             for frame in &entries {
-                let end = at + frame.len as usize;
-                builder.push(frame.model, &sets.get(frame.set), &bytes[at..end], frame.raw_len, frame.rows);
-                at = end;
+                bytes.clear();
+                spooled.spool().read_into(&mut bytes, frame.offset, frame.len as usize)?;
+                builder.push(frame.model, &sets.get(frame.set), &bytes, frame.raw_len, frame.rows);
             }
-            builder.finish()
+            Ok::<_, DumpError>(builder.finish())
         })
-        .await;
+        .await?;
         let len = u32::try_from(pack.len()).map_err(|_| too_long())?;
         self.metrics.stored_bytes.inc_by(u64::from(len));
         stored.written += u64::from(len);

@@ -18,10 +18,11 @@ pub struct FullFrame {
     pub rows: u32,
 }
 
-/// The frames being filled. Memory: at most `limit` bytes of lines and one batch, and about 100 bytes a frame.
+/// The frames being filled. Memory: at most `limit` bytes, what one batch brings more, and about 100 bytes a frame.
 #[derive(Debug)]
 pub struct OpenFrames {
     open: HashMap<(u32, SetId), Open>,
+    /// Allocated for lines.
     bytes: usize,
     limit: usize,
     /// For models read set by set: the set whose rows are coming.
@@ -32,6 +33,17 @@ pub struct OpenFrames {
 struct Open {
     lines: Vec<u8>,
     rows: u32,
+}
+
+impl Open {
+    /// Makes room for a line: as a vector does, but never for more than a frame takes.
+    fn make_room(&mut self, line: usize) {
+        let needed = self.lines.len() + line;
+        if needed > self.lines.capacity() {
+            let room = needed.max(TARGET_RAW.min(2 * self.lines.capacity()));
+            self.lines.reserve_exact(room - self.lines.len());
+        }
+    }
 }
 
 impl OpenFrames {
@@ -80,14 +92,16 @@ impl OpenFrames {
             full.extend(self.close(key));
         }
         let open = self.open.entry(key).or_default();
+        let before = open.lines.capacity();
+        open.make_room(line.len());
         open.lines.extend_from_slice(line);
         open.rows += 1;
-        self.bytes += line.len();
+        self.bytes += open.lines.capacity() - before;
     }
 
     fn close(&mut self, key: (u32, SetId)) -> Option<FullFrame> {
         let Open { lines, rows } = self.open.remove(&key)?;
-        self.bytes -= lines.len();
+        self.bytes -= lines.capacity();
         Some(FullFrame { model: key.0, set: key.1, lines, rows })
     }
 }

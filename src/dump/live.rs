@@ -10,7 +10,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_stream::try_stream;
-use bytes::Bytes;
 use futures_util::Stream;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -341,19 +340,6 @@ impl LiveDump {
                 Ok(filter)
             });
             read.collect()
-        })
-        .await
-    }
-
-    /// The bytes of some frames, one after the other.
-    pub(super) async fn read(self: Arc<Self>, frames: Vec<LiveFrame>) -> Result<Bytes, DumpError> {
-        task::blocking(move || {
-            let len: usize = frames.iter().map(|frame| frame.len as usize).sum();
-            let mut bytes = Vec::with_capacity(len);
-            for frame in &frames {
-                self.spool.read_into(&mut bytes, frame.offset, frame.len as usize)?;
-            }
-            Ok(bytes.into())
         })
         .await
     }

@@ -69,7 +69,7 @@ impl Default for DumpSettings {
             spool_max_bytes: 8 << 30,
             concurrent: 2,
             waiting: 64,
-            open_bytes: 32 << 20,
+            open_bytes: 24 << 20,
             compression_level: 3,
             compressors: 0,
             refresh_max_percent: 10,

@@ -75,6 +75,11 @@ pub struct PackBuilder {
 }
 
 impl PackBuilder {
+    /// None yet, and room for so many bytes of frames and for a table of the usual size.
+    pub fn with_capacity(frames: usize) -> Self {
+        Self { bytes: Vec::with_capacity(frames + frames / 128), ..Self::default() }
+    }
+
     /// Appends a frame. Its offset in the pack is the length before.
     ///
     /// # Panics

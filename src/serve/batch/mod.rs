@@ -368,7 +368,7 @@ impl Shared {
                     Ok(taken) => taken,
                     Err(error) => return self.fail(&mut run, error.into()),
                 };
-                // Taking the watermark is several round trips: whoever came meanwhile shares the statement.
+                // Taking the watermark takes a round trip or more: whoever came meanwhile shares the statement.
                 run.fill();
                 run.send(taken, || self.marks.known())
             }

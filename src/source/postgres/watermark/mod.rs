@@ -4,7 +4,7 @@
 //! late one for good. [`probe`] finds an id L such that no id up to L ever becomes visible later:
 //!
 //! 1. It reads the log's sequence: every id up to L has been drawn, or will never be.
-//! 2. In a later statement it lists the transactions that hold a `RowExclusiveLock` on the log or one of its
+//! 2. After that it lists the transactions that hold a `RowExclusiveLock` on the log or one of its
 //!    partitions. A writer takes that lock before it draws an id and keeps it to its end, so whoever drew an id up to L
 //!    is in the list or has ended. Transactions are named by `virtualtransaction`: prepared ones have no pid, and since
 //!    PostgreSQL 14.1 keep the name they were listed under when they are prepared meanwhile.

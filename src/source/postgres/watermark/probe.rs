@@ -19,16 +19,19 @@ const FLUSH_PATIENCE: Duration = Duration::from_millis(10);
 /// After this long a waiting probe says in the log whom it waits for.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// The log and its partitions, from the quoted name `$1`.
+/// The log and what inherits from it, from the quoted name `$1`.
 const LOG_TABLES: &str = "WITH RECURSIVE log(oid) AS (
     SELECT to_regclass($1)::oid
     UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN log ON i.inhparent = log.oid)";
 
-/// Locks of writers on [`LOG_TABLES`], as `l`.
+/// Locks of writers on the log, as `l`; after [`LOG_TABLES`]. Those are as the statement's snapshot has them. What was made a
+/// partition since is known by its ancestors: functions of the catalog look at it as it is when they are called.
 const WRITERS: &str = "FROM pg_catalog.pg_locks l
     WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
       AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-      AND l.relation IN (SELECT oid FROM log)";
+      AND (l.relation IN (SELECT oid FROM log)
+           OR (SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = to_regclass($1))
+              AND EXISTS (SELECT FROM pg_partition_ancestors(l.relation) AS above(id) WHERE above.id = to_regclass($1)))";
 
 /// The epoch, from the quoted names `$1` of the log and `$2` of its sequence. `pg_control_checkpoint` learns of a promotion
 /// only at the next checkpoint; names of WAL files tell at once.
@@ -42,14 +45,12 @@ const EPOCH: &str = "concat_ws('-', (SELECT system_identifier FROM pg_control_sy
 #[error("the server is in recovery: the URL leads to a standby, it must lead to the primary")]
 pub struct Standby;
 
-/// The statements of a probe. They are sent together, so that a probe that nobody holds back is one round trip.
+/// The statements of a probe. One that nobody holds back is a single round trip.
 #[derive(Debug)]
 struct Statements {
-    /// The epoch and the highest id that was drawn.
-    drawn: Statement,
-    /// Who writes to the log, and after that what [`Self::written`] tells.
-    writers: Statement,
-    /// Up to where WAL is written, whether that is flushed, and the epoch again.
+    /// The epoch and the highest id that was drawn; then who writes to the log; then what [`Self::written`] tells.
+    probe: Statement,
+    /// Up to where WAL is written, whether that is flushed, and the epoch.
     written: Statement,
 }
 
@@ -59,11 +60,10 @@ impl Statements {
     /// # Errors
     /// What PostgreSQL says.
     async fn prepare(client: &Client, log: &Log) -> Result<Self, SourceError> {
-        let [drawn, writers, written] = Self::texts(log);
-        let (drawn, writers, written) =
-            tokio::try_join!(client.prepare(&drawn), client.prepare(&writers), client.prepare(&written))
-                .map_err(unprepared)?;
-        Ok(Self { drawn, writers, written })
+        let [probe, written] = Self::texts(log);
+        let (probe, written) =
+            tokio::try_join!(client.prepare(&probe), client.prepare(&written)).map_err(unprepared)?;
+        Ok(Self { probe, written })
     }
 
     /// Finds them prepared on a pool's connection, or prepares them.
@@ -71,27 +71,32 @@ impl Statements {
     /// # Errors
     /// What PostgreSQL says.
     async fn of(lease: &Lease, log: &Log) -> Result<Self, SourceError> {
-        let [drawn, writers, written] = Self::texts(log);
-        let (drawn, writers, written) =
-            tokio::try_join!(lease.prepared("", &drawn), lease.prepared("", &writers), lease.prepared("", &written))
-                .map_err(unprepared)?;
-        Ok(Self { drawn, writers, written })
+        let [probe, written] = Self::texts(log);
+        let (probe, written) =
+            tokio::try_join!(lease.prepared("", &probe), lease.prepared("", &written)).map_err(unprepared)?;
+        Ok(Self { probe, written })
     }
 
-    fn texts(log: &Log) -> [String; 3] {
+    fn texts(log: &Log) -> [String; 2] {
         let (sequence, recovering) = (&log.sequence, "pg_is_in_recovery()");
         [
+            // What is read when: each step hangs on a value of the one before, and so can't be evaluated ahead of it.
+            // A join whose inner side refers to the outer is a nested loop, and a select with OFFSET is not merged into
+            // the one around it. Neither the sequence's row nor the locks are those of the statement's snapshot, they are
+            // looked at when they are read. On a standby nothing but the first step is evaluated.
             format!(
-                "SELECT {recovering}, CASE WHEN NOT {recovering} THEN {EPOCH} END,
-                        CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {sequence}"
-            ),
-            // The position is read once the list is complete, because it is asked for with every row of that: of one.
-            format!(
-                "{LOG_TABLES}, writers AS MATERIALIZED (
-                     SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{{}}') AS open {WRITERS})
-                 SELECT w.open, w.lsn::text, pg_current_wal_flush_lsn() >= w.lsn, {EPOCH}
-                 FROM (SELECT open, CASE WHEN open IS NOT NULL THEN pg_current_wal_insert_lsn() END AS lsn
-                       FROM writers OFFSET 0) w"
+                "{LOG_TABLES}
+                 SELECT drawn.epoch, drawn.id, open.writers, written.lsn::text,
+                        CASE WHEN written.lsn IS NOT NULL THEN pg_current_wal_flush_lsn() >= written.lsn END,
+                        CASE WHEN written.lsn IS NOT NULL THEN {EPOCH} END
+                 FROM (SELECT CASE WHEN NOT {recovering} THEN {EPOCH} END AS epoch,
+                              CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS id
+                       FROM {sequence} OFFSET 0) drawn
+                 CROSS JOIN LATERAL (SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{{}}') AS writers
+                       {WRITERS} AND drawn.epoch <> '') open
+                 CROSS JOIN LATERAL (
+                       SELECT CASE WHEN drawn.epoch <> '' AND open.writers IS NOT NULL
+                                   THEN pg_current_wal_insert_lsn() END AS lsn OFFSET 0) written"
             ),
             // The inner select is evaluated once. On a standby it fails: the first statement has told so by then.
             format!(
@@ -113,6 +118,17 @@ struct Asker<'a> {
     log: &'a Log,
 }
 
+/// What [`Statements::probe`] tells.
+struct Probed {
+    epoch: Epoch,
+    /// Every id up to this one was drawn by then.
+    sync_id: SyncId,
+    /// The transactions that wrote to the log after that.
+    writers: BTreeSet<String>,
+    /// Read after those.
+    written: Written,
+}
+
 /// What [`Statements::written`] tells.
 struct Written {
     /// WAL was written up to here.
@@ -124,23 +140,16 @@ struct Written {
 }
 
 impl Asker<'_> {
-    async fn drawn(&self) -> Result<(Epoch, SyncId), SourceError> {
-        let row = self
-            .client
-            .query_one(&self.statements.drawn, &[&self.log.table, &self.log.sequence])
-            .await
-            .map_err(|error| classify("reading the log's sequence", error))?;
-        if row.get(0) {
-            return Err(SourceError::unavailable(Standby));
-        }
-        let epoch: &str = row.get(1);
-        Ok((Epoch::new(epoch), SyncId(u64::try_from(row.get::<_, i64>(2)).unwrap_or_default())))
-    }
-
-    async fn writers(&self) -> Result<(BTreeSet<String>, Written), SourceError> {
-        let row = self.client.query_one(&self.statements.writers, &[&self.log.table, &self.log.sequence]).await;
-        let row = row.map_err(|error| classify("listing the log's writers", error))?;
-        Ok((row.get::<_, Vec<String>>(0).into_iter().collect(), Written::of(&row, 1)))
+    async fn probe(&self) -> Result<Probed, SourceError> {
+        let row = self.client.query_one(&self.statements.probe, &[&self.log.table, &self.log.sequence]).await;
+        let row = row.map_err(|error| classify("reading the log's sequence and its writers", error))?;
+        let Some(epoch) = row.get::<_, Option<&str>>(0) else { return Err(SourceError::unavailable(Standby)) };
+        Ok(Probed {
+            epoch: Epoch::new(epoch),
+            sync_id: SyncId(u64::try_from(row.get::<_, i64>(1)).unwrap_or_default()),
+            writers: row.get::<_, Vec<String>>(2).into_iter().collect(),
+            written: Written::of(&row, 3),
+        })
     }
 
     async fn written(&self) -> Result<Written, SourceError> {
@@ -168,7 +177,7 @@ fn unflushed(error: tokio_postgres::Error) -> SourceError {
 /// As [`probe`].
 pub async fn epoch(lease: &Lease, log: &Log) -> Result<Epoch, SourceError> {
     let statements = Statements::of(lease, log).await?;
-    Ok(Asker { client: lease, statements: &statements, log }.drawn().await?.0)
+    Ok(Asker { client: lease, statements: &statements, log }.probe().await?.epoch)
 }
 
 /// Finds the watermark now, on a connection that is in no transaction. Waits for writers at most `limit`, and as long
@@ -185,10 +194,7 @@ pub async fn probe(client: &Client, log: &Log, limit: Duration) -> Result<Waterm
 /// The same, telling meanwhile what it finds.
 async fn probe_aloud(asker: &Asker<'_>, limit: Duration, report: &Report) -> Result<Watermark, SourceError> {
     loop {
-        // Sent together, executed one after the other, each with a snapshot of its own.
-        let (drawn, writers) = tokio::join!(asker.drawn(), asker.writers());
-        let (epoch, sync_id) = drawn?;
-        let (writers, written) = writers?;
+        let Probed { epoch, sync_id, writers, written } = asker.probe().await?;
         report.progress.send_modify(|progress| {
             (progress.probing, progress.held) = (Some(epoch.clone()), !writers.is_empty());
         });
@@ -229,7 +235,7 @@ async fn wait_for_writers(
         report.metrics.held_seconds.set(began.elapsed().as_secs_f64());
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(POLL.1);
-        let (open, _) = asker.writers().await?;
+        let open = asker.probe().await?.writers;
         waited_for.retain(|writer| open.contains(writer));
     }
     Ok(())
