@@ -119,6 +119,16 @@ async fn writers_of_partitions_hold_it_back() {
     held(&client, &log).await;
     writer.batch_execute("COMMIT").await.unwrap();
     assert_eq!(watermark(&client).await.sync_id, SyncId(1));
+
+    // One that was made after the snapshot of the statement that lists writers.
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await.unwrap();
+    let made = "CREATE TABLE late PARTITION OF sync_actions FOR VALUES FROM (1000) TO (2000)";
+    writer.batch_execute(made).await.unwrap();
+    writer.batch_execute("SELECT setval('ids', 1000); BEGIN; INSERT INTO late (org) VALUES ('o')").await.unwrap();
+    held(&client, &log).await;
+    client.batch_execute("COMMIT").await.unwrap();
+    writer.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(watermark(&client).await.sync_id, SyncId(1001));
 }
 
 #[tokio::test]
