@@ -193,9 +193,10 @@ impl InFlight {
         Ok(Tickets { flight: self.clone(), loads, order })
     }
 
-    /// How many statements are under way.
-    pub fn running(&self) -> usize {
-        self.lock().queue.running()
+    /// How many statements are under way, and how many keys wait for one.
+    pub fn busy(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.queue.running(), state.queue.waiting())
     }
 
     /// Takes what the next statement reads, if one may begin.

@@ -3,8 +3,9 @@
 //! Lazy models are loaded by many small requests that want the same things: a board opens, and forty clients ask for the
 //! comments of the same issues. A key that is being loaded is joined, if what is read satisfies the caller; the others
 //! are grouped by what one statement can ask for (`plan`), and a statement is sent as soon as it may be: at once for a
-//! caller that is alone, else after a moment in which others may come along; while one is under way, when it ends or after
-//! a short window. So an idle service adds no delay, and a busy one makes its batches by itself.
+//! caller that is alone, else after a moment in which others may come along; while one is under way, when it ends, after
+//! a short window, or when half of what it may ask for has come. So an idle service adds no delay, and a busy one makes its
+//! batches by itself.
 //!
 //! Callers that overlap share a little more: what was read for one of them may be joined for some milliseconds after it was
 //! sent (`loader.share_ms`), answered or not, and is told with the watermark it was read at. Who must see what it has
@@ -331,8 +332,8 @@ impl Shared {
 
     /// Begins statements for what waits, now or at the end of the window.
     fn begin(self: &Arc<Self>) {
-        let running = self.flight.running();
-        if running == 0 || self.settings.window_ms == 0 {
+        let (running, waiting) = self.flight.busy();
+        if running == 0 || self.settings.window_ms == 0 || self.is_enough(waiting) {
             self.dispatch();
         } else if running < self.settings.statements && !self.window_open.swap(true, Ordering::AcqRel) {
             let shared = self.clone();
@@ -342,6 +343,11 @@ impl Shared {
                 shared.dispatch();
             });
         }
+    }
+
+    /// Whether so many keys are worth a statement by themselves: then none waits for company.
+    fn is_enough(&self, keys: usize) -> bool {
+        keys * 2 >= self.settings.statement_keys
     }
 
     /// Begins as many statements as there is work and room for.
@@ -357,10 +363,10 @@ impl Shared {
 
     /// Reads the keys of one statement, in parts when they are too large together.
     async fn run(&self, mut run: Run) {
-        if self.flight.visits() > 1 {
+        if self.flight.visits() > 1 && !self.is_enough(run.loads.len()) {
             sleep(GATHER).await;
+            run.fill();
         }
-        run.fill();
         let watermark = match run.send_known(|| self.marks.known()) {
             Some(known) => known,
             None => {

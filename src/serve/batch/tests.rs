@@ -86,7 +86,7 @@ impl Bench {
 
     async fn until_idle(&self) {
         let limit = Instant::now() + Duration::from_secs(60);
-        while self.loader.in_flight() > 0 || self.loader.shared.flight.running() > 0 {
+        while self.loader.in_flight() > 0 || self.loader.shared.flight.busy().0 > 0 {
             assert!(Instant::now() < limit, "something is left in flight");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
