@@ -166,6 +166,34 @@ async fn callers_share_what_is_in_flight_and_what_waits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn half_a_statement_of_keys_waits_for_no_company() {
+    let minute = Duration::from_secs(60);
+    let settings = LoaderSettings { statement_keys: 20, window_ms: 60_000, ..LoaderSettings::default() };
+    let bench = Bench::new(settings);
+    let o = org("o");
+    bench.fill(&o, 0..40, "x");
+    bench.source.set_fate(Fate::Held);
+    let limit = Instant::now() + 3 * minute;
+    let spawn = |ids: Vec<Ask>| {
+        let (loader, o) = (bench.loader.clone(), o.clone());
+        tokio::spawn(async move { loader.load(&o, &ids, need(SyncId::ZERO), limit).await })
+    };
+    let first = spawn(ids(0..5));
+    bench.until_lookups(1).await;
+    let few = spawn(ids(10..19));
+    tokio::time::sleep(minute / 2).await;
+    assert_eq!(bench.source.lookups().len(), 1, "nine of twenty wait for the end of the window");
+    let began = Instant::now();
+    let more = spawn(ids(19..20));
+    bench.until_lookups(2).await;
+    assert!(began.elapsed() < minute / 4, "ten wait no longer");
+    bench.source.set_fate(Fate::Answered);
+    for load in [first, few, more] {
+        assert!(load.await.unwrap().is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_load_that_is_too_old_is_not_joined() {
     let bench = Bench::new(LoaderSettings::default());
     let o = org("o");
