@@ -95,8 +95,9 @@ class Bench:
     def service(self):
         """The service with the stored snapshot, as several parts use it."""
         if "service" not in self.running:
-            # Limits that let a delta of 10,000 actions and the snapshot before it both be asked for.
-            self.running["service"] = self.headstart("service", freshness_soft_pending=40_000, delta_action_cost=1).serve()
+            # Limits that let a delta of 10,000 actions and the snapshot before it both be asked for, however late in the run.
+            limits = {"freshness_soft_pending": 40_000, "freshness_soft_age_s": 80_000, "delta_action_cost": 1}
+            self.running["service"] = self.headstart("service", **limits).serve()
         return self.running["service"]
 
     def nginx(self):
