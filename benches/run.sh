@@ -67,4 +67,4 @@ PYTHONPATH=$PWD/.dev/mongodb PYTHONDONTWRITEBYTECODE=1 python3 benches/bench.py 
     --scan-program "${SCAN:-}" --pg-bin "$bin" --pg-port "$port" --postmaster "$postmaster" --mongo-port "$mongo_port" \
     --mongo-pid "$(cat "$work/mongod/mongod.pid")" --scale "$scale" --rounds "$rounds" --seconds "$seconds" \
     --million "$million" --most-rows "$rows" --most-orgs "$orgs" --busy "$busy" \
-    --command "make bench SCALE=$scale ROUNDS=$rounds SECONDS_EACH=$seconds" "${results[@]}" "${parts[@]}"
+    --command "make bench SCALE=$scale ROUNDS=$rounds SECONDS_EACH=$seconds ROWS=$rows ORGS=$orgs" "${results[@]}" "${parts[@]}"
