@@ -276,3 +276,30 @@ async fn the_log_is_kept_for_its_time_and_for_the_snapshots_that_need_it() {
     let server = setup.serve().await;
     assert_eq!(refused(&server, &cursor(&start), &ann).await.1["code"], "RESYNC_REQUIRED");
 }
+
+/// What a filter leaves out is not logged. When the one before it comes back, so does its schema, with the cursors and
+/// the snapshot of before: neither may be gone on from.
+#[tokio::test]
+async fn a_filter_that_is_changed_and_changed_back_leaves_no_gap() {
+    let (_database, client, setup) = studio().await;
+    let server = setup.serve().await;
+    let ann = setup.token("7", "ann", None);
+    let (_, start) = fetch(&server, "/sync/bootstrap", &ann).await;
+    server.until_published(1).await;
+    let other = Setup::new(&setup.env["HEADSTART_POSTGRES_URL"], &studio::CATALOG.replace("not done", "done"));
+    assert!(other.must(&["migrate", "--apply"]).contains("raise the log's floor"));
+    let moves = r#"UPDATE studio.task SET "projectId" = (SELECT id FROM studio."Project" WHERE workspace_id = 8 LIMIT 1)
+        WHERE NOT done"#;
+    assert!(client.execute(moves, &[]).await.unwrap() > 0);
+    let unlogged = format!("SELECT count(*) FROM sync_actions WHERE id > {} AND model = 'Task'", start["lastSyncId"]);
+    assert_eq!(client.query_one(&unlogged, &[]).await.unwrap().get::<_, i64>(0), 0, "the case is there");
+    setup.must(&["migrate", "--apply"]);
+    let (status, problem) = refused(&server, &cursor(&start), &ann).await;
+    assert_eq!((status, &problem["code"]), (410, &"RESYNC_REQUIRED".into()));
+    let (lines, metadata) = fetch(&server, "/sync/bootstrap", &ann).await;
+    assert_eq!(metadata["method"], "postgres", "the old snapshot is none to begin with");
+    let full = ["Workspace", "Project", "Task", "Star"];
+    assert_eq!(applied(&lines), visible(&client, 7, "ann", None, &full).await);
+    server.until_published(2).await;
+    assert!(setup.must(&["verify", "--org", "7"]).starts_with("7\tagrees\t"));
+}

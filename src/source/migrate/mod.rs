@@ -11,6 +11,10 @@
 //! lines, one for what it was and one for what it is. A row that fails its model's `filter` before and after is no
 //! line. A parent's `filter` does not hide its children.
 //!
+//! So what was logged for another catalog may not do for this one, nor what was logged before a trigger stood. Wherever
+//! a trigger or what it runs is changed, the log's floor rises above all that was written through what was there before:
+//! no snapshot or cursor from before is gone on from.
+//!
 //! A model with `from` inherits org or groups from its parent's row. So its trigger reads that row, and when the row
 //! changes what it gives, is removed, appears or changes its id, a trigger there logs everything below it.
 //!
@@ -132,14 +136,16 @@ pub fn plan(catalog: &Catalog, found: &Found) -> Result<Plan, Vec<String>> {
         return Ok(Plan { steps: Vec::new(), notes: vec![note] });
     }
     let mut wanted = triggers::wanted(catalog, found);
-    let mut plan = Plan { steps: log_steps(catalog, found).unwrap_or_default(), notes: wanted.notes };
+    let mut plan =
+        Plan { steps: log_steps(catalog, found).unwrap_or_default(), notes: std::mem::take(&mut wanted.notes) };
     wanted.faults.extend(log_steps(catalog, found).err());
     if !wanted.faults.is_empty() {
         return Err(wanted.faults);
     }
     let schema = &catalog.log().table.schema;
-    plan.steps.extend(function_step(schema, found, &wanted.functions));
-    plan.steps.extend(trigger_steps(catalog.log(), found, &wanted.triggers));
+    let changed = changed_functions(found, &wanted.functions);
+    plan.steps.extend(function_step(schema, &changed));
+    plan.steps.extend(trigger_steps(catalog.log(), found, &wanted, &changed));
     plan.steps.extend(obsolete_functions(schema, found, &wanted.functions));
     Ok(plan)
 }
@@ -192,17 +198,19 @@ fn log_steps(catalog: &Catalog, found: &Found) -> Result<Vec<Step>, String> {
     Ok(steps)
 }
 
+fn changed_functions<'a>(found: &Found, wanted: &'a [functions::Function]) -> Vec<&'a functions::Function> {
+    let differs = |function: &&functions::Function| {
+        let key = (function.name.clone(), function.types());
+        found
+            .functions
+            .get(&key)
+            .is_none_or(|there| there.body != function.body || !there.definer || there.settings != function.settings())
+    };
+    wanted.iter().filter(differs).collect()
+}
+
 /// All functions at once: they call each other.
-fn function_step(schema: &str, found: &Found, wanted: &[functions::Function]) -> Option<Step> {
-    let changed: Vec<&functions::Function> = wanted
-        .iter()
-        .filter(|function| {
-            let key = (function.name.clone(), function.types());
-            found.functions.get(&key).is_none_or(|there| {
-                there.body != function.body || !there.definer || there.settings != function.settings()
-            })
-        })
-        .collect();
+fn function_step(schema: &str, changed: &[&functions::Function]) -> Option<Step> {
     let names: Vec<&str> = changed.iter().map(|function| function.name.as_str()).collect();
     (!changed.is_empty()).then(|| Step {
         description: format!("Make or replace functions: {}", names.join(", ")),
@@ -214,7 +222,16 @@ fn function_step(schema: &str, found: &Found, wanted: &[functions::Function]) ->
 
 /// One step a table: what is new or changed is made, what the catalog no longer wants is dropped. A trigger that was
 /// missing has left changes unlogged, so the floor rises with it: no snapshot or cursor from before is used again.
-fn trigger_steps(log: &LogTable, found: &Found, wanted: &[triggers::Trigger]) -> Vec<Step> {
+///
+/// The same holds for a trigger whose functions were others: another `filter`, say, left changes unlogged that this one
+/// wants, and a catalog that comes back would find its old snapshots. Making the trigger locks its table, so whoever
+/// wrote through the old functions has ended when the floor rises.
+fn trigger_steps(
+    log: &LogTable,
+    found: &Found,
+    wanted: &triggers::Wanted,
+    changed: &[&functions::Function],
+) -> Vec<Step> {
     let schema = &log.table.schema;
     #[derive(Default)]
     struct Change {
@@ -224,22 +241,22 @@ fn trigger_steps(log: &LogTable, found: &Found, wanted: &[triggers::Trigger]) ->
     }
     let mut changes: BTreeMap<&TableName, Change> = BTreeMap::new();
     let kept: BTreeSet<(&TableName, &str)> =
-        wanted.iter().map(|trigger| (&trigger.table, trigger.name.as_str())).collect();
+        wanted.triggers.iter().map(|trigger| (&trigger.table, trigger.name.as_str())).collect();
     for there in found.triggers.iter().filter(|there| !kept.contains(&(&there.table, there.name.as_str()))) {
         let change = changes.entry(&there.table).or_default();
         let _ = writeln!(change.sql, "DROP TRIGGER {} ON {};", quote_ident(&there.name), quote_table(&there.table));
         change.dropped.push(there.name.clone());
     }
-    for trigger in wanted {
+    for trigger in &wanted.triggers {
+        let comment = trigger.comment(schema, &wanted.functions);
         let stands = found.triggers.iter().any(|there| {
-            there.table == trigger.table
-                && there.name == trigger.name
-                && there.always
-                && there.comment == trigger.comment(schema)
+            there.table == trigger.table && there.name == trigger.name && there.always && there.comment == comment
         });
-        if !stands {
+        let runs = trigger.runs(schema, &wanted.functions);
+        let runs_as_before = runs.iter().all(|run| changed.iter().all(|function| function.name != run.name));
+        if !(stands && runs_as_before) {
             let change = changes.entry(&trigger.table).or_default();
-            change.sql.push_str(&trigger.definition(schema));
+            change.sql.push_str(&trigger.definition(schema, &wanted.functions));
             change.made.push(trigger.name.clone());
         }
     }

@@ -28,14 +28,32 @@ pub struct Trigger {
     each: String,
     /// The function it calls, without its schema.
     function: String,
-    /// Whether PostgreSQL copies it to partitions.
-    pub cloned: bool,
 }
 
 impl Trigger {
-    /// The comment it carries when it is as it should be.
-    pub fn comment(&self, schema: &str) -> String {
-        format!("{COMMENT}{}", names::short_digest(&self.statement(schema)))
+    /// The comment it carries when it is as it should be. It tells what the trigger runs, too: a trigger whose functions
+    /// became others is made again, with its table locked, and a migration that broke off between the two finds that it
+    /// has to go on.
+    pub fn comment(&self, schema: &str, functions: &[Function]) -> String {
+        let runs = self.runs(schema, functions).into_iter().map(|function| function.definition(schema));
+        format!("{COMMENT}{}", names::short_digest(&(self.statement(schema) + &runs.collect::<String>())))
+    }
+
+    /// Those of all functions that it runs: its own, and what that and the others call.
+    pub fn runs<'a>(&self, schema: &str, functions: &'a [Function]) -> Vec<&'a Function> {
+        let mut runs: Vec<&Function> = functions.iter().filter(|function| function.name == self.function).collect();
+        let mut followed = 0;
+        while let Some(caller) = runs.get(followed) {
+            let body = &caller.body;
+            let called = functions.iter().filter(|function| {
+                body.contains(&format!("{}(", qualified(schema, &function.name)))
+                    && runs.iter().all(|known| !std::ptr::eq(*known, *function))
+            });
+            let called: Vec<&Function> = called.collect();
+            runs.extend(called);
+            followed += 1;
+        }
+        runs
     }
 
     fn statement(&self, schema: &str) -> String {
@@ -50,9 +68,9 @@ impl Trigger {
     }
 
     /// The statements that make it, or replace what it was, and let it fire whatever `session_replication_role` says.
-    pub fn definition(&self, schema: &str) -> String {
+    pub fn definition(&self, schema: &str, functions: &[Function]) -> String {
         let (name, table) = (quote_ident(&self.name), quote_table(&self.table));
-        let comment = quote_literal(&self.comment(schema));
+        let comment = quote_literal(&self.comment(schema, functions));
         format!(
             "{}ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name};\nCOMMENT ON TRIGGER {name} ON {table} IS {comment};\n",
             self.statement(schema)
@@ -102,7 +120,6 @@ pub fn wanted(catalog: &Catalog, found: &Found) -> Wanted {
                     timing: "AFTER INSERT OR UPDATE OR DELETE",
                     each: "FOR EACH ROW".into(),
                     function: function.name.clone(),
-                    cloned: true,
                 });
                 wanted.functions.push(function);
                 truncatable.insert(&entry.table, ());
@@ -120,7 +137,6 @@ pub fn wanted(catalog: &Catalog, found: &Found) -> Wanted {
                 timing: "BEFORE TRUNCATE",
                 each: "FOR EACH STATEMENT".into(),
                 function: "headstart_refuse_truncate".into(),
-                cloned: false,
             });
         }
     }
@@ -156,7 +172,6 @@ fn row_triggers(catalog: &Catalog, found: &Found, index: usize) -> Vec<Trigger> 
             None => "FOR EACH ROW".into(),
         },
         function: names::object(function, &model.name),
-        cloned: true,
     };
     let log = names::object("log", &model.name);
     let mut triggers = vec![row("AFTER INSERT OR UPDATE OR DELETE", log, None, "log")];
