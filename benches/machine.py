@@ -74,17 +74,6 @@ def peak(pid):
     return int(found[1]) / 1024 if found else 0.0
 
 
-def anonymous_files(pid):
-    """MiB of its anonymous files: memory, though a process that does not look at them has none of it resident."""
-    blocks = 0
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            blocks += file.stat().st_blocks if str(file.readlink()).startswith("/memfd:") else 0
-        except OSError:
-            pass
-    return blocks / 2048
-
-
 def watched(process):
     """Waits for a process; gives its most memory in MiB and its processor time. Ends the bench when it failed.
 

@@ -23,8 +23,7 @@ def streaming(bench, limit):
         for _ in range(bench.rounds):
             machine.forget_peak(server.pid)
             bench.client.run(server.url, "/sync/bootstrap", connections=CLIENTS, seconds=bench.seconds, token=bench.token)
-            # At least: what is both in a file and looked at counts twice.
-            peaks.append(machine.peak(server.pid) + machine.anonymous_files(server.pid))
+            peaks.append(machine.peak(server.pid))
             print(f"  {CLIENTS} clients, cache of {limit} MiB: {peaks[-1]:.0f} MiB", file=sys.stderr)
     return alone, peaks
 
@@ -71,7 +70,6 @@ def measure(bench):
     heads = ["what", "one client: most MiB", f"{CLIENTS} clients or the dump: most MiB", "beyond the cache's limit"]
     return Section(goals, f"""### Memory
 
-The most that was resident (VmHWM of /proc, forgotten before each round); with many clients, the anonymous files that packs
-lie in come on top.
+The most that was resident (VmHWM of /proc, forgotten before each round).
 
 {table(heads, rows)}{text}""")

@@ -16,7 +16,7 @@
 //! | 4 | [`dump`], [`verify`] | making snapshots: one scan an org, any number of readers; holding them against the live rows |
 //! | 3 | [`source`], [`store`], [`auth`] | the two seams (the database, the snapshot store) and who a caller is |
 //! | 2 | [`snapshot`], [`wire`] | the formats: frames, packs, manifests; lines. Pure |
-//! | 1 | [`model`], [`metrics`], [`task`], [`chain`], [`trace`], [`outbound`], [`mapped`] | the words, and what every room needs |
+//! | 1 | [`model`], [`metrics`], [`task`], [`chain`], [`trace`], [`outbound`] | the words, and what every room needs |
 //!
 //! # Rules
 //! - Two seams only, [`source::Source`] and [`store::SnapshotStore`], each with a real second implementation. Below
@@ -57,8 +57,8 @@
 //! ([`source::postgres::encode`]), are copied once into the open frame of their model and group set
 //! ([`dump::frames`]), compressed, and written to a spool file ([`dump::spool`]). From there readers and the upload take
 //! them, each at its own pace. A published pack is loaded once into the cache, verified, and sliced without copying into
-//! every answer that needs it. What goes out in zstd is never copied by this process: packs in the cache are anonymous files,
-//! spools are files, both are mapped, and the socket is told where in them a slice lies ([`mapped`], [`http::pace`]).
+//! every answer that needs it. What goes out in zstd is copied once, into the socket, a MiB at a time ([`http::pace`]): packs lie
+//! in the cache, spools are mapped ([`dump::mapping`]), and both are shared by all who are sent of them.
 
 pub mod app;
 pub mod auth;
@@ -67,7 +67,6 @@ pub mod cli;
 pub mod config;
 pub mod dump;
 pub mod http;
-pub mod mapped;
 pub mod metrics;
 pub mod model;
 pub mod outbound;

@@ -108,7 +108,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Compresses a frame into the spool, with its filter behind it. Blocks.
+    /// Compresses a frame into the spool, and puts its filter there. Blocks.
     pub(super) fn write(&self, live: &LiveDump, ids: &RowIds, frame: &FullFrame) -> Result<LiveFrame, DumpError> {
         let compress = |error| DumpError::Frame(Arc::new(error));
         let idle = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -116,19 +116,17 @@ impl Builder {
             Some(compressor) => compressor,
             None => Compressor::new(self.settings.compression_level).map_err(compress)?,
         };
-        let mut bytes = compressor.compress(&frame.lines).map_err(compress)?;
+        let bytes = compressor.compress(&frame.lines).map_err(compress)?;
         self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
         let filter = ids.filter(frame.model as usize, &frame.lines);
         let length = |len: usize| u32::try_from(len).map_err(|_| too_long());
-        let len = length(bytes.len())?;
-        bytes.extend_from_slice(&filter);
-        let offset = live.spool().append(&bytes)?;
         Ok(LiveFrame {
             model: frame.model,
             set: frame.set,
-            offset,
-            len,
-            filter: length(filter.len())?,
+            offset: live.spool().append(&bytes)?,
+            len: length(bytes.len())?,
+            filter: live.spool().append_filter(&filter)?,
+            filter_len: length(filter.len())?,
             raw_len: length(frame.lines.len())?,
             rows: frame.rows,
         })

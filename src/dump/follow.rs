@@ -192,6 +192,7 @@ impl Dumps {
                     rows: frame.rows,
                     // Whoever makes it stores it, and its index.
                     filter: 0,
+                    filter_len: 0,
                 })
             });
             Ok(frames.collect::<Result<Vec<_>, DumpError>>()?)

@@ -25,7 +25,7 @@ use crate::store::{Head, Published, Slot};
 use crate::task;
 
 /// How many bytes of frames a reader is told of at once. A single longer frame is one piece.
-const PIECE_LEN: u64 = 256 << 10;
+const PIECE_LEN: u64 = 1 << 20;
 
 /// One dump. Shared by the task that makes it and everyone who reads from it.
 pub struct LiveDump {
@@ -91,11 +91,13 @@ pub struct LiveFrame {
     pub raw_len: u32,
     /// How many lines.
     pub rows: u32,
-    /// Bytes of its filter, which follows it in the spool; 0: it has none.
-    pub filter: u32,
+    /// Where its filter begins among those of the spool.
+    pub filter: u64,
+    /// Bytes of it; 0: it has none.
+    pub filter_len: u32,
 }
 
-/// How far a dump is. Memory: 40 bytes a frame.
+/// How far a dump is. Memory: 48 bytes a frame.
 #[derive(Default)]
 struct Progress {
     begun: bool,
@@ -310,7 +312,7 @@ impl LiveDump {
             let mut rows = vec![0; wanted.len()];
             let mut next = 0;
             loop {
-                // The first frame at once; then as much as is worth a packet for each of a thousand readers.
+                // The first frame at once; then as much as is worth waking each of a thousand readers for.
                 let least = if next == 0 { 0 } else { PIECE_LEN };
                 let frames = self.frames_from(next, least).await?;
                 if frames.is_empty() {
@@ -334,12 +336,7 @@ impl LiveDump {
     /// The filters of some frames, in their order.
     pub(super) async fn filters(self: Arc<Self>, frames: Vec<LiveFrame>) -> Result<Vec<Vec<u8>>, DumpError> {
         task::blocking(move || {
-            let read = frames.iter().map(|frame| {
-                let mut filter = Vec::new();
-                self.spool.read_into(&mut filter, frame.offset + u64::from(frame.len), frame.filter as usize)?;
-                Ok(filter)
-            });
-            read.collect()
+            frames.iter().map(|frame| self.spool.filter(frame.filter, frame.filter_len as usize)).collect()
         })
         .await
     }

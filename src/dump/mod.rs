@@ -20,6 +20,7 @@ pub mod ended;
 mod follow;
 pub mod frames;
 pub mod live;
+pub mod mapping;
 mod news;
 pub mod packs;
 pub mod part;

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     fn frame(model: u32, set: u32, offset: u64, len: u32) -> LiveFrame {
-        LiveFrame { model, set: SetId(set), offset, len, raw_len: len * 8, rows: 1, filter: 0 }
+        LiveFrame { model, set: SetId(set), offset, len, raw_len: len * 8, rows: 1, filter: 0, filter_len: 0 }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use crate::dump::DumpError;
-use crate::mapped::Mapping;
+use crate::dump::mapping::Mapping;
 use crate::metrics::Metrics;
 
 /// What all spool files may take together, in bytes.
@@ -58,14 +58,22 @@ fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// One file. Written and read by position, from any number of threads at once.
+/// One dump's: a file of frames, and one of their filters, which no reader is sent; so frames that are made one after the
+/// other lie side by side, and are sent as one. Written and read by position, from any number of threads at once.
 #[derive(Debug)]
 pub struct Spool {
-    file: File,
-    /// All that it may become, where the system has so much address space.
+    frames: Tape,
+    filters: Tape,
+    /// All that the file of frames may become, where the system has so much address space.
     mapping: Option<Arc<Mapping>>,
-    len: AtomicU64,
     budget: Arc<SpoolBudget>,
+}
+
+/// A file that only grows.
+#[derive(Debug)]
+struct Tape {
+    file: File,
+    len: AtomicU64,
 }
 
 impl Spool {
@@ -74,40 +82,51 @@ impl Spool {
     /// # Errors
     /// What the file system says.
     pub fn create(folder: &Path, budget: Arc<SpoolBudget>) -> io::Result<Self> {
-        let file = tempfile::tempfile_in(folder)?;
+        let tape = || Ok::<_, io::Error>(Tape { file: tempfile::tempfile_in(folder)?, len: AtomicU64::new(0) });
+        let (frames, filters) = (tape()?, tape()?);
         let most = usize::try_from(budget.limit).map_err(io::Error::other);
-        let mapping = most.and_then(|most| Mapping::of(file.try_clone()?, most));
+        let mapping = most.and_then(|most| Mapping::of(&frames.file, most));
         let mapping = mapping.inspect_err(|error| tracing::debug!(%error, "a spool is read, not mapped")).ok();
-        Ok(Self { file, mapping, len: AtomicU64::new(0), budget })
+        Ok(Self { frames, filters, mapping, budget })
     }
 
-    /// Appends bytes and says where they begin. Blocks for as long as the file system does.
+    /// Appends a frame and says where it begins. Blocks for as long as the file system does.
     ///
     /// # Errors
     /// [`DumpError::SpoolFull`] past the budget, [`DumpError::Spool`] when the file system refuses. What was written
     /// before stays readable.
-    pub fn append(&self, bytes: &[u8]) -> Result<u64, DumpError> {
-        let len = bytes.len() as u64;
-        self.budget.take(len)?;
-        // Each writer gets a range of its own, so that several can write at once. A range whose write fails stays
-        // in `len`, and so in the budget until the file goes.
-        let offset = self.len.fetch_add(len, Ordering::Relaxed);
-        self.file.write_all_at(bytes, offset).map_err(|error| DumpError::Spool(Arc::new(error)))?;
-        Ok(offset)
+    pub fn append(&self, frame: &[u8]) -> Result<u64, DumpError> {
+        self.frames.append(frame, &self.budget)
     }
 
-    /// Appends `len` bytes from `offset` to a buffer. Blocks for as long as the file system does.
+    /// Appends a frame's filter and says where it begins, as [`Self::append`] does.
+    ///
+    /// # Errors
+    /// Those of [`Self::append`].
+    pub fn append_filter(&self, filter: &[u8]) -> Result<u64, DumpError> {
+        self.filters.append(filter, &self.budget)
+    }
+
+    /// Appends `len` bytes of frames from `offset` to a buffer. Blocks for as long as the file system does.
     ///
     /// # Errors
     /// [`DumpError::Spool`].
     pub fn read_into(&self, out: &mut Vec<u8>, offset: u64, len: usize) -> Result<(), DumpError> {
-        let start = out.len();
-        out.resize(start + len, 0);
-        self.file.read_exact_at(&mut out[start..], offset).map_err(|error| DumpError::Spool(Arc::new(error)))
+        self.frames.read_into(out, offset, len)
     }
 
-    /// `len` bytes from `offset`, which were appended before. Nothing is read: they stay in the file, and it stays, until
-    /// they are dropped. `None` where files can't be mapped.
+    /// A filter of `len` bytes that begins at `offset`. Blocks for as long as the file system does.
+    ///
+    /// # Errors
+    /// [`DumpError::Spool`].
+    pub fn filter(&self, offset: u64, len: usize) -> Result<Vec<u8>, DumpError> {
+        let mut filter = Vec::new();
+        self.filters.read_into(&mut filter, offset, len)?;
+        Ok(filter)
+    }
+
+    /// `len` bytes of frames from `offset`, which were appended before. Nothing is read: they stay in the file, and it stays,
+    /// until they are dropped. `None` where files can't be mapped.
     pub fn mapped(&self, offset: u64, len: u64) -> Option<Bytes> {
         let (start, end) = (usize::try_from(offset).ok()?, usize::try_from(offset + len).ok()?);
         self.mapping.as_ref().map(|mapping| mapping.slice(start..end))
@@ -115,12 +134,30 @@ impl Spool {
 
     /// Bytes in it.
     pub fn len(&self) -> u64 {
-        self.len.load(Ordering::Relaxed)
+        self.frames.len.load(Ordering::Relaxed) + self.filters.len.load(Ordering::Relaxed)
     }
 
     /// Whether nothing was appended.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl Tape {
+    fn append(&self, bytes: &[u8], budget: &SpoolBudget) -> Result<u64, DumpError> {
+        let len = bytes.len() as u64;
+        budget.take(len)?;
+        // Each writer gets a range of its own, so that several can write at once. A range whose write fails stays
+        // in `len`, and so in the budget until the file goes.
+        let offset = self.len.fetch_add(len, Ordering::Relaxed);
+        self.file.write_all_at(bytes, offset).map_err(|error| DumpError::Spool(Arc::new(error)))?;
+        Ok(offset)
+    }
+
+    fn read_into(&self, out: &mut Vec<u8>, offset: u64, len: usize) -> Result<(), DumpError> {
+        let start = out.len();
+        out.resize(start + len, 0);
+        self.file.read_exact_at(&mut out[start..], offset).map_err(|error| DumpError::Spool(Arc::new(error)))
     }
 }
 
@@ -143,12 +180,14 @@ mod tests {
         let two = Spool::create(folder.path(), budget.clone()).unwrap();
         assert_eq!(one.append(b"1234").unwrap(), 0);
         assert_eq!(two.append(b"abc").unwrap(), 0);
-        assert_eq!(one.append(b"567").unwrap(), 4);
+        assert_eq!(one.append_filter(b"f").unwrap(), 0);
+        assert_eq!(one.append(b"56").unwrap(), 4);
         assert!(matches!(two.append(b"d"), Err(DumpError::SpoolFull { limit: 10 })));
         let mut out = Vec::new();
         one.read_into(&mut out, 2, 4).unwrap();
         assert_eq!(out, b"3456");
         assert_eq!(one.mapped(2, 4).expect("address space"), "3456");
+        assert_eq!(one.filter(0, 1).unwrap(), b"f");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the files have no names");
         drop(one);
         assert_eq!((budget.used(), metrics.spool_bytes.get()), (3, 3));

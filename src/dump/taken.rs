@@ -51,15 +51,15 @@ impl Apart {
             let stored = &bytes[place.offset as usize..][..place.len as usize];
             if *fate == Fate::Copied {
                 let filter = filters.and_then(|filters| filters.at(place.offset)).ok_or(RefreshError::Line)?;
-                let offset = self.fresh.spool().append(&[stored, filter].concat())?;
                 taken.copied.push(LiveFrame {
                     model: place.model,
                     set: self.set_ids[place.set as usize],
-                    offset,
+                    offset: self.fresh.spool().append(stored)?,
                     len: place.len,
                     raw_len: place.raw_len,
                     rows: place.rows,
-                    filter: u32::try_from(filter.len()).map_err(|_| RefreshError::Line)?,
+                    filter: self.fresh.spool().append_filter(filter)?,
+                    filter_len: u32::try_from(filter.len()).map_err(|_| RefreshError::Line)?,
                 });
             } else {
                 let lines = frame::decompress(stored, place.raw_len as usize)?;

@@ -122,7 +122,7 @@ metrics! {
         pub raw_bytes: Counter = "raw", BYTES;
         /// Answers, as they were encoded.
         pub sent_bytes: Counter = "sent", BYTES;
-        /// Pieces of answers given to connections whose sockets have not taken them whole, but for what lies in files.
+        /// Pieces of answers given to connections whose sockets have not taken them whole, slices of cached packs among them.
         pub in_flight_bytes: Gauge = "in_flight", BYTES;
         /// Connections open now, of clients and operators.
         pub connections: Level = "connections", COUNT;

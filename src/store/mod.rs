@@ -22,6 +22,7 @@ mod guard;
 mod memory;
 mod mongo;
 mod object;
+mod pages;
 mod record;
 mod settings;
 

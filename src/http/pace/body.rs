@@ -2,13 +2,13 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
 use http_body::{Frame, SizeHint};
 
-use crate::http::pace::{MAPPED_PIECE, Pace};
-use crate::mapped;
+use crate::http::pace::Pace;
 
 /// How many bytes a connection may be given before others have their turn: a socket that takes everything at once would
 /// keep its thread from them, and they would wait for their first byte.
@@ -26,7 +26,14 @@ pub struct PacedBody {
 impl PacedBody {
     /// A body on a connection.
     pub fn new(body: Body, pace: Arc<Pace>) -> Self {
+        pace.pacing.shared.answers.fetch_add(1, Ordering::Relaxed);
         Self { body, pace, rest: Bytes::new(), since_turn: 0 }
+    }
+}
+
+impl Drop for PacedBody {
+    fn drop(&mut self) {
+        self.pace.pacing.shared.answers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -35,7 +42,7 @@ impl HttpBody for PacedBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let room = ready!(self.pace.poll_room(cx));
+        ready!(self.pace.poll_room(cx));
         if self.since_turn >= TURN {
             self.since_turn = 0;
             cx.waker().wake_by_ref();
@@ -50,12 +57,10 @@ impl HttpBody for PacedBody {
                 end => return Poll::Ready(end),
             }
         }
-        let is_mapped = mapped::locate(&self.rest).is_some();
-        let most = if is_mapped { MAPPED_PIECE } else { room };
-        let len = most.min(self.rest.len());
+        let len = self.pace.most().min(self.rest.len());
         self.since_turn += len;
         let piece = if len == self.rest.len() { std::mem::take(&mut self.rest) } else { self.rest.split_to(len) };
-        self.pace.hand_over(len, is_mapped);
+        self.pace.hand_over(len);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

@@ -22,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::Instrument;
 
-use crate::mapped;
 use crate::metrics::CacheMetrics;
 use crate::model::{Org, SnapshotId};
 use crate::snapshot::{Manifest, PackEntry, PackId, pack};
@@ -186,8 +185,7 @@ impl PackCache {
                 return Err(format!("it has {} bytes, its manifest says {len}", bytes.len()));
             }
             pack::verify(&bytes).map_err(|fault| fault.to_string())?;
-            // From there a socket is given it without a copy.
-            Ok(mapped::anonymous(bytes))
+            Ok(bytes)
         });
         match checked.await {
             Ok(bytes) => Ok((Value::Pack(bytes), room)),

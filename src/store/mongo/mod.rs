@@ -54,8 +54,8 @@ use crate::snapshot::PackId;
 use crate::store::mongo::blobs::Blobs;
 use crate::store::mongo::heads::Heads;
 use crate::store::mongo::leases::Leases;
-use crate::store::{Facts, Head, Lease, OpenError, Retention, Slot, SnapshotStore, StoreError};
-use crate::task::Tasks;
+use crate::store::{Facts, Head, Lease, OpenError, Retention, Slot, SnapshotStore, StoreError, pages};
+use crate::task::{self, Tasks};
 
 /// The database when the URL names none.
 const DEFAULT_DATABASE: &str = "headstart";
@@ -218,7 +218,14 @@ impl SnapshotStore for MongoStore {
 
     async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError> {
         let (org, key) = (org.clone(), pack.to_string());
-        self.call(self.timeout, async move |store| store.packs.get(&org, &key).await).await
+        let read = self.call(self.timeout, async move |store| store.packs.get(&org, &key).await).await?;
+        let copy = move || {
+            pages::filled(read.len(), |pages| {
+                pages.copy_from_slice(&read);
+                Ok(())
+            })
+        };
+        task::blocking(copy).await.map_err(StoreError::unavailable)
     }
 
     async fn put_pack(&self, org: &Org, pack: PackId, bytes: Bytes) -> Result<(), StoreError> {

@@ -33,6 +33,7 @@ mod paths;
 mod sweep;
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -40,7 +41,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{GetResult, GetResultPayload, ObjectStore, ObjectStoreExt};
 
 use crate::model::{Generation, Org, SnapshotId};
 use crate::snapshot::PackId;
@@ -49,7 +50,8 @@ use crate::store::object::folder::Leftovers;
 use crate::store::object::heads::Newest;
 use crate::store::object::leases::Leases;
 use crate::store::object::paths::Name;
-use crate::store::{Facts, Head, Lease, Retention, Slot, SnapshotStore, StoreError};
+use crate::store::{Facts, Head, Lease, Retention, Slot, SnapshotStore, StoreError, pages};
+use crate::task;
 
 pub use folder::FolderSettings;
 
@@ -75,15 +77,12 @@ impl BucketStore {
         self.clock.now(&*self.bucket).await.map_err(fault)
     }
 
-    async fn read(&self, location: &Path, what: impl FnOnce() -> String) -> Result<Bytes, StoreError> {
-        let read = match self.bucket.get(location).await {
-            Ok(object) => object.bytes().await,
-            Err(error) => Err(error),
-        };
-        read.map_err(|error| match error {
-            object_store::Error::NotFound { .. } => StoreError::Missing(what()),
-            error => fault(error),
-        })
+    async fn read(&self, location: &Path, what: impl Fn() -> String) -> Result<Bytes, StoreError> {
+        self.get(location, &what).await?.bytes().await.map_err(|error| wrong(error, what))
+    }
+
+    async fn get(&self, location: &Path, what: impl FnOnce() -> String) -> Result<GetResult, StoreError> {
+        self.bucket.get(location).await.map_err(|error| wrong(error, what))
     }
 
     async fn newest(&self, slot: &Slot) -> Result<Option<Newest>, StoreError> {
@@ -146,7 +145,16 @@ impl SnapshotStore for BucketStore {
     }
 
     async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError> {
-        self.read(&paths::pack(&paths::org(org), pack), || format!("pack {pack}")).await
+        let missing = || format!("pack {pack}");
+        let object = self.get(&paths::pack(&paths::org(org), pack), missing).await?;
+        let len = usize::try_from(object.range.end - object.range.start).map_err(StoreError::unavailable)?;
+        match object.payload {
+            GetResultPayload::File(mut file, _) => {
+                let read = move || pages::filled(len, |bytes| file.read_exact(bytes));
+                task::blocking(read).await.map_err(StoreError::unavailable)
+            }
+            GetResultPayload::Stream(_) => object.bytes().await.map_err(|error| wrong(error, missing)),
+        }
     }
 
     async fn put_pack(&self, org: &Org, pack: PackId, bytes: Bytes) -> Result<(), StoreError> {
@@ -234,6 +242,14 @@ impl SnapshotStore for BucketStore {
 }
 
 /// What an error of the crate means to the service.
+/// A fault, in which what is missing is called by its own name.
+fn wrong(error: object_store::Error, what: impl FnOnce() -> String) -> StoreError {
+    match fault(error) {
+        StoreError::Missing(_) => StoreError::Missing(what()),
+        other => other,
+    }
+}
+
 fn fault(error: object_store::Error) -> StoreError {
     if let object_store::Error::NotFound { path, .. } = error {
         return StoreError::Missing(path);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use headstart::http::pace::PIECE;
+use headstart::http::pace::WHOLE;
 use tokio_postgres::Client;
 
 use crate::support::postgres::Database;
@@ -88,7 +88,7 @@ async fn two_hundred_stalled_clients_cost_little_and_have_an_end() {
     server.until("no transaction is open", none_open).await;
     until(&server, "slow_clients", CLIENTS as f64).await;
     let in_flight = server.metric("headstart_in_flight_bytes").await;
-    assert!((1.0..=(CLIENTS * PIECE) as f64).contains(&in_flight), "{in_flight} bytes in flight");
+    assert!((1.0..=(CLIENTS * WHOLE) as f64).contains(&in_flight), "{in_flight} bytes in flight");
     assert!(server.metric("headstart_connections").await >= CLIENTS as f64);
     let grown = server.memory().saturating_sub(before);
     eprintln!("stalled in a dump: {} MiB more than before it", grown / MIB);

@@ -166,21 +166,14 @@ impl Server {
         }
     }
 
-    /// Bytes of memory it takes now: what is resident and its own (`RssAnon`, `RssFile`, proc(5)), and its anonymous files,
-    /// which are memory whether it looks at them or not.
+    /// Bytes of memory it takes now: what is resident and its own (`RssAnon`, `RssFile`, proc(5)).
     pub fn memory(&self) -> u64 {
-        let process = format!("/proc/{}", self.child.id());
-        let status = std::fs::read_to_string(format!("{process}/status")).expect("its status");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("its status");
         let of = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of it");
             line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
         };
-        let files = std::fs::read_dir(format!("{process}/fd")).expect("its files").flatten().filter(|file| {
-            std::fs::read_link(file.path()).is_ok_and(|name| name.to_string_lossy().starts_with("/memfd:"))
-        });
-        // Files that are closed meanwhile take nothing.
-        let blocks = files.filter_map(|file| Some(std::fs::metadata(file.path()).ok()?.blocks()));
-        of("RssAnon:") + of("RssFile:") + blocks.sum::<u64>() * 512
+        of("RssAnon:") + of("RssFile:")
     }
 
     /// Sends it a signal by its name.

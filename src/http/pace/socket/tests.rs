@@ -1,16 +1,14 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use axum::body::Bytes;
 use axum::serve::Listener;
 use tokio::io::ReadBuf;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::http::fake::{Fake, compress, live, noise, stored};
+use crate::http::fake::{Fake, noise, stored};
 use crate::http::tests::door_on;
-use crate::serve::{Answer, Frames, Part, SliceLen};
 
 /// The size of a piece in the test of slow readers.
 const PIECE: usize = 1 << 20;
@@ -26,8 +24,6 @@ struct Watch {
     written: AtomicU64,
     /// The most that was taken from the snapshot and not yet by the kernel.
     held: AtomicU64,
-    /// Of what was written, what came from files.
-    sent: AtomicU64,
     stalled: Notify,
 }
 
@@ -65,21 +61,6 @@ struct Watched {
 impl Socket for Watched {
     fn reset_on_close(&self) -> io::Result<()> {
         self.inner.reset_on_close()
-    }
-
-    fn poll_send(&self, cx: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>> {
-        let result = self.inner.poll_send(cx, place);
-        self.watch.see(&result);
-        if let Poll::Ready(Ok(count)) = result {
-            self.watch.sent.fetch_add(count as u64, Ordering::SeqCst);
-        }
-        result
-    }
-
-    fn poll_send_before(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let result = self.inner.poll_send_before(cx, bufs);
-        self.watch.see(&result);
-        result
     }
 }
 
@@ -129,7 +110,6 @@ async fn a_slow_reader_holds_one_piece() {
             fake: fake.clone(),
             written: AtomicU64::new(0),
             held: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
             stalled: Notify::new(),
         });
         let inner = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -146,54 +126,5 @@ async fn a_slow_reader_holds_one_piece() {
         assert!(tokio::io::copy(&mut slow, &mut sink).await.unwrap() > (PIECES * PIECE) as u64);
         let held = watch.held.load(Ordering::SeqCst);
         assert!(held <= 2 * PIECE as u64, "{accept}: {held} bytes were held at once");
-    }
-}
-
-#[tokio::test]
-async fn what_lies_in_files_is_sent_from_there_and_comes_whole() {
-    let lens = [3000, 200_000, 40_000, 700_000, 10, 90_000];
-    let plain = lens.map(|len| compress(&noise(len)));
-    let mapped: Vec<Bytes> = plain.iter().map(|frame| mapped::anonymous(frame.clone().into())).collect();
-    let rows = plain.concat();
-    let parts = mapped.clone();
-    let dump = move || {
-        let frames = parts.iter().map(|frame| Ok(Part::Frames(Frames::Held(frame.clone()))));
-        live(frames.chain([Ok(Part::End(vec![1]))]).collect())
-    };
-    let mut snapshot = Fake::new(&lens.map(|len| vec![noise(len)]));
-    for (index, frame) in mapped.iter().enumerate() {
-        let len = SliceLen { len: frame.len() as u64, raw_len: lens[index] as u64 };
-        snapshot = snapshot.with_slice(index, frame.clone()).with_len(index, len);
-    }
-    let snapshot = Arc::new(snapshot);
-    let answers: [Arc<dyn Fn() -> Answer + Send + Sync>; 2] = [
-        Arc::new(dump),
-        Arc::new({
-            let snapshot = snapshot.clone();
-            move || stored(&snapshot)
-        }),
-    ];
-    for answer in answers {
-        let watch = Arc::new(Watch {
-            fake: snapshot.clone(),
-            written: AtomicU64::new(0),
-            held: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            stalled: Notify::new(),
-        });
-        let inner = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = inner.local_addr().unwrap();
-        let _door = door_on(Watching { inner, watch: watch.clone() }, move || answer(), |_| {});
-        let request = reqwest::Client::new().get(format!("http://{address}/")).header("accept-encoding", "zstd");
-        let mut body = request.send().await.unwrap();
-        let mut got = Vec::new();
-        while let Some(piece) = body.chunk().await.unwrap() {
-            got.extend(piece);
-        }
-        assert!(got.starts_with(&rows), "{} bytes of {}", got.len(), rows.len());
-        let from_files: usize = mapped.iter().map(Bytes::len).filter(|len| *len >= mapped::WORTHWHILE).sum();
-        // What is left of a slice may be too short to be worth a call.
-        let sent = usize::try_from(watch.sent.load(Ordering::SeqCst)).unwrap();
-        assert!(sent <= from_files && sent + 4 * mapped::WORTHWHILE > from_files, "{sent} of {from_files} bytes");
     }
 }

@@ -1,0 +1,45 @@
+//! Memory for packs, from the system and back to it.
+//!
+//! An allocator keeps what is freed for the next who asks, thread by thread; packs of 4 MiB that come and go all day would
+//! make it keep several times what is in use. Pages of their own are gone with the last slice of the pack. They are asked
+//! for as huge ones where the system has those for who asks (madvise(2), `MADV_HUGEPAGE`): a pack is then two faults, not a
+//! thousand.
+
+use std::io;
+
+use bytes::Bytes;
+use memmap2::MmapMut;
+
+/// `len` bytes that are filled in place. Blocks for as long as that takes.
+///
+/// # Errors
+/// Those of `fill`; and the system's, when there is no memory.
+pub fn filled(len: usize, fill: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<Bytes> {
+    if len == 0 {
+        return Ok(Bytes::new());
+    }
+    let mut pages = MmapMut::map_anon(len)?;
+    #[cfg(target_os = "linux")]
+    if let Err(error) = pages.advise(memmap2::Advice::HugePage) {
+        tracing::trace!(%error, "a pack lies in small pages");
+    }
+    fill(&mut pages)?;
+    Ok(Bytes::from_owner(pages))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_filled_in_stays_and_what_fails_is_an_error() {
+        let sevens = |bytes: &mut [u8]| {
+            bytes.fill(7);
+            Ok(())
+        };
+        let filled_in = |len| filled(len, sevens).unwrap();
+        assert_eq!((filled_in(5), filled_in(0)), (Bytes::from_static(&[7; 5]), Bytes::new()));
+        assert_eq!(filled_in(5 << 20).slice(3..).len(), (5 << 20) - 3);
+        assert!(filled(5, |_| Err(io::ErrorKind::UnexpectedEof.into())).is_err());
+    }
+}
