@@ -132,7 +132,9 @@ Once each. A dump is `headstart dump` into an empty folder store, a refresh the 
 bootstrap one of {BOOTSTRAPS} answers in zstd of one org, from memory. CPU of dumps is the command's and PostgreSQL's, of bootstraps the
 service's, whose clock counts hundredths of a second. Between two sizes stands by what power the cost grew: 1 is a straight line,
 0 does not grow. What bends at the left is what any dump costs, however small: a process, its connections, the catalog, a watermark,
-a statement for each model; a dump of many small orgs is almost nothing else. Memory of a dump grows until its buffers are full
+a statement for each model; a dump of many small orgs is almost nothing else. So it is with a refresh up to some 100,000 rows; then it
+grows with what changed, which is a hundredth of the rows here, but stands in nearly every frame, so nearly all is taken apart and
+compressed anew. Its memory is that of what changed, up to 500,000 rows, and of the packs under way. Memory of a dump grows until its buffers are full
 (`dump.open_bytes`), that of a service with the packs in its cache (`store.cache.limit_mib`); then both stay. A bootstrap looks at
 one org, so the number of orgs does not show in it.
 {left_out}

@@ -97,7 +97,7 @@ pub struct LiveFrame {
     pub filter_len: u32,
 }
 
-/// How far a dump is. Memory: 48 bytes a frame.
+/// How far a dump is. Memory: 40 bytes a frame.
 #[derive(Default)]
 struct Progress {
     begun: bool,

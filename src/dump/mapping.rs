@@ -2,7 +2,7 @@
 //!
 //! Memory: a mapping costs address space. Its pages are those of the file, which the system can take back at any time; but
 //! those that were looked at count as the process's. So what nobody is being sent any more is given back, a part at a time
-//! ([`PART`]): a dump of gigabytes that one client follows keeps a few parts, whatever came before.
+//! (1 MiB): a dump of gigabytes that one client follows keeps a few parts, whatever came before.
 //!
 //! # Why the `unsafe` below is sound
 //! A mapping of a file is as sound as the promise that nobody changes what is read through it, or cuts the file off. The
@@ -57,6 +57,12 @@ impl Mapping {
             self.used[part].fetch_add(1, Ordering::Relaxed);
         }
         Bytes::from_owner(Slice { mapping: self.clone(), range })
+    }
+
+    /// How many bytes are mapped.
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.map.len()
     }
 
     /// Gives back the pages of a part.

@@ -16,6 +16,10 @@ use crate::dump::DumpError;
 use crate::dump::mapping::Mapping;
 use crate::metrics::Metrics;
 
+/// How much of a spool is mapped at most, in bytes: a process has 128 TiB of addresses for all of them. What lies behind is
+/// read.
+const MOST_MAPPED: u64 = 16 << 30;
+
 /// What all spool files may take together, in bytes.
 #[derive(Debug)]
 pub struct SpoolBudget {
@@ -64,7 +68,7 @@ fn signed(bytes: u64) -> i64 {
 pub struct Spool {
     frames: Tape,
     filters: Tape,
-    /// All that the file of frames may become, where the system has so much address space.
+    /// What the file of frames may become, where the system has so much address space.
     mapping: Option<Arc<Mapping>>,
     budget: Arc<SpoolBudget>,
 }
@@ -84,7 +88,7 @@ impl Spool {
     pub fn create(folder: &Path, budget: Arc<SpoolBudget>) -> io::Result<Self> {
         let tape = || Ok::<_, io::Error>(Tape { file: tempfile::tempfile_in(folder)?, len: AtomicU64::new(0) });
         let (frames, filters) = (tape()?, tape()?);
-        let most = usize::try_from(budget.limit).map_err(io::Error::other);
+        let most = usize::try_from(budget.limit.min(MOST_MAPPED)).map_err(io::Error::other);
         let mapping = most.and_then(|most| Mapping::of(&frames.file, most));
         let mapping = mapping.inspect_err(|error| tracing::debug!(%error, "a spool is read, not mapped")).ok();
         Ok(Self { frames, filters, mapping, budget })
@@ -126,10 +130,10 @@ impl Spool {
     }
 
     /// `len` bytes of frames from `offset`, which were appended before. Nothing is read: they stay in the file, and it stays,
-    /// until they are dropped. `None` where files can't be mapped.
+    /// until they are dropped. `None` where files can't be mapped, or not so far.
     pub fn mapped(&self, offset: u64, len: u64) -> Option<Bytes> {
         let (start, end) = (usize::try_from(offset).ok()?, usize::try_from(offset + len).ok()?);
-        self.mapping.as_ref().map(|mapping| mapping.slice(start..end))
+        self.mapping.as_ref().filter(|mapping| end <= mapping.len()).map(|mapping| mapping.slice(start..end))
     }
 
     /// Bytes in it.

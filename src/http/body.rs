@@ -8,7 +8,7 @@
 //! the length of such an answer is known; the rest is read while the client takes it.
 //!
 //! Everything is pulled: a piece is read, or decoded, when the connection asks for the next one, so an answer holds one
-//! piece of at most 128 KiB however slow its client is, and gzip its compressor's 300 KiB. An error is the last item of the stream and breaks the connection: no body ends
+//! piece of at most 128 KiB of its own however slow its client is (slices of packs and spools are shared), and gzip its compressor's 300 KiB. An error is the last item of the stream and breaks the connection: no body ends
 //! before its metadata line and looks whole.
 
 use std::io::Write;
@@ -207,7 +207,7 @@ pub fn follow(
         loop {
             match parts.next().await.ok_or(BodyError::Unfinished)?? {
                 Part::Frames(frames) if encoding == Encoding::Zstd => {
-                    // The socket sends what is mapped from its file, as much at once as it takes.
+                    // What is mapped is shared by all who follow: it is handed on as it lies there.
                     if let Some(runs) = frames.mapped() {
                         for run in runs {
                             yield run;

@@ -79,7 +79,7 @@ pub struct HttpSettings {
     /// the oldest are decoded again when their turn comes.
     pub decoded_bytes: usize,
     /// How many connections are open at once. Default: 10000; more wait to be accepted. Each takes about 20 KiB, and
-    /// while it is answered up to 256 KiB besides packs in the cache, and 512 KiB of the kernel's.
+    /// while it is answered up to 256 KiB besides packs in the cache and pages of spools.
     pub max_connections: usize,
     /// How long a connection may take to send a request's head, or stay idle between two, in seconds. Default: 75,
     /// longer than load balancers keep theirs.

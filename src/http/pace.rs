@@ -46,6 +46,17 @@ pub const WHOLE: usize = 1 << 20;
 const TOGETHER: usize = 16 << 20;
 const EACH: usize = WHOLE / 2;
 
+/// How much of an answer the kernel keeps of what it has not sent yet, in bytes. Without it the kernel takes megabytes for
+/// a client that does not read. It says that there is room again when half of it is sent (Linux, `tcp_stream_memory_free`),
+/// so this is also how finely a client's progress is seen: a [`PIECE`].
+pub const UNSENT: u32 = 2 * PIECE as u32;
+
+/// The same for a client that is fast: each write is then for more, and one client alone gets a fifth more a second.
+const UNSENT_FAST: u32 = 1 << 20;
+
+/// A client is fast that takes so many bytes within [`SLOW_AFTER`], until it is slow.
+const FAST: usize = 2 << 20;
+
 /// How long a piece waits before its client counts as slow.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
 
@@ -243,18 +254,19 @@ impl Pace {
         }
     }
 
-    /// The socket took some of what it was given. With every [`PIECE`] its client's time begins anew.
-    fn progress(&self, len: usize) {
+    /// The socket took some of what it was given. With every [`PIECE`] its client's time begins anew. Says whether the client
+    /// was slow to take it.
+    fn progress(&self, len: usize) -> bool {
         let mut state = self.state();
-        if state.since.is_none() {
-            return;
-        }
+        let Some(since) = state.since else { return false };
+        let was_slow = since.elapsed() >= SLOW_AFTER;
         state.taken += len;
         if state.taken >= PIECE {
             (state.since, state.taken) = (Some(Instant::now()), 0);
             self.accepted.notify_one();
             self.blocked.notify_one();
         }
+        was_slow
     }
 
     /// The socket has taken all that it was given.

@@ -22,7 +22,6 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioTimer;
 use hyper_util::service::TowerToHyperService;
-use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
@@ -30,16 +29,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::Chain;
 use crate::http::HttpSettings;
-use crate::http::pace::{Cut, PacedIo, Pacing, Socket};
+use crate::http::pace::{Cut, PacedIo, Pacing, Socket, UNSENT};
 use crate::task::Tasks;
 
 /// The largest request head that is read at all, in bytes, and what a connection buffers of an answer's small pieces.
 /// Beyond it there is no telling what the request was: it gets a bare 431 and its connection is closed.
 const MAX_HEAD: usize = 128 << 10;
-
-/// How much of an answer the kernel keeps of what it has not sent yet, in bytes. Without it the kernel takes megabytes for
-/// a client that does not read; with 128 KiB one client alone gets a sixth less a second, as each write is for less.
-const UNSENT: u32 = 512 << 10;
 
 /// Lets the process have as many files open as the system allows: every connection is one, and many systems begin with
 /// 1024.
@@ -59,9 +54,7 @@ pub fn without_delay(listener: TcpListener) -> impl Listener<Io = TcpStream, Add
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection keeps Nagle's algorithm");
         }
-        if let Err(error) = SockRef::from(&*stream).set_tcp_notsent_lowat(UNSENT) {
-            tracing::debug!(%error, "a connection keeps the kernel's own bound of what is not sent yet");
-        }
+        stream.keep_unsent(UNSENT);
     })
 }
 

@@ -10,17 +10,29 @@ use std::io;
 use bytes::Bytes;
 use memmap2::MmapMut;
 
+/// Shorter packs are left to the allocator: a page holds more than they need, and a process may have 65,530 mappings
+/// (proc_sys_vm(5), `max_map_count`).
+const SMALL: usize = 128 << 10;
+
+/// What a huge page takes.
+#[cfg(target_os = "linux")]
+const HUGE: usize = 2 << 20;
+
 /// `len` bytes that are filled in place. Blocks for as long as that takes.
 ///
 /// # Errors
-/// Those of `fill`; and the system's, when there is no memory.
+/// Those of `fill`.
 pub fn filled(len: usize, fill: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<Bytes> {
-    if len == 0 {
-        return Ok(Bytes::new());
-    }
-    let mut pages = MmapMut::map_anon(len)?;
+    let pages = if len < SMALL { None } else { MmapMut::map_anon(len).ok() };
+    let Some(mut pages) = pages else {
+        let mut bytes = vec![0; len];
+        fill(&mut bytes)?;
+        return Ok(bytes.into());
+    };
     #[cfg(target_os = "linux")]
-    if let Err(error) = pages.advise(memmap2::Advice::HugePage) {
+    if len >= HUGE
+        && let Err(error) = pages.advise(memmap2::Advice::HugePage)
+    {
         tracing::trace!(%error, "a pack lies in small pages");
     }
     fill(&mut pages)?;

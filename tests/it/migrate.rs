@@ -107,6 +107,18 @@ async fn what_was_tampered_with_is_mended() {
 }
 
 #[tokio::test]
+async fn a_floor_that_was_lost_is_above_all_that_may_be_missing() {
+    let (_database, client) = tracker::database().await;
+    let lost = "INSERT INTO issue VALUES ('i1', 'o1', 'a'); DELETE FROM sync_actions; DROP TABLE sync_actions_floor";
+    client.batch_execute(lost).await.unwrap();
+    let trimmed: i64 = client.query_one("SELECT last_value FROM sync_actions_id_seq", &[]).await.unwrap().get(0);
+    let done = tracker::migrate(&client, tracker::CATALOG).await;
+    assert_eq!(descriptions(&done), ["Make the log's floor `sync_actions_floor`"]);
+    let floor: i64 = client.query_one("SELECT floor FROM sync_actions_floor", &[]).await.unwrap().get(0);
+    assert!(floor > trimmed, "{floor} is not above {trimmed}");
+}
+
+#[tokio::test]
 async fn an_index_that_a_broken_build_left_is_rebuilt() {
     let (_database, client) = tracker::database().await;
     let valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'sync_actions_org_id'::regclass";

@@ -11,8 +11,9 @@ use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
-use crate::http::pace::Pace;
+use crate::http::pace::{FAST, Pace, SLOW_AFTER, UNSENT, UNSENT_FAST};
 
 /// What clients are connected by.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
@@ -21,9 +22,18 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// # Errors
     /// The kernel's.
     fn reset_on_close(&self) -> io::Result<()>;
+
+    /// Bounds how much the kernel keeps of what it has not sent yet, in bytes. Where that can't be, it stays as it is.
+    fn keep_unsent(&self, most: u32);
 }
 
 impl Socket for TcpStream {
+    fn keep_unsent(&self, most: u32) {
+        if let Err(error) = SockRef::from(self).set_tcp_notsent_lowat(most) {
+            tracing::debug!(%error, "a connection keeps the kernel's own bound of what is not sent yet");
+        }
+    }
+
     fn reset_on_close(&self) -> io::Result<()> {
         SockRef::from(self).set_linger(Some(Duration::ZERO))
     }
@@ -33,21 +43,44 @@ impl Socket for TcpStream {
 pub struct PacedIo<S: Socket> {
     io: TokioIo<S>,
     pace: Arc<Pace>,
+    /// Since when its speed is measured, and how much it has taken since then.
+    since: Instant,
+    taken: usize,
+    is_fast: bool,
 }
 
 impl<S: Socket> PacedIo<S> {
     /// A socket and the pace of its connection.
     pub fn new(io: S, pace: Arc<Pace>) -> Self {
-        Self { io: TokioIo::new(io), pace }
+        Self { io: TokioIo::new(io), pace, since: Instant::now(), taken: 0, is_fast: false }
     }
 
-    fn watch(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn watch(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
             Poll::Pending => self.pace.block(),
-            Poll::Ready(Ok(len)) => self.pace.progress(*len),
+            Poll::Ready(Ok(len)) => {
+                let was_slow = self.pace.progress(*len);
+                self.keep_pace(*len, was_slow);
+            }
             Poll::Ready(Err(_)) => {}
         }
         written
+    }
+
+    /// Lets the kernel keep more for a client that is fast, and less again once it was slow.
+    fn keep_pace(&mut self, len: usize, was_slow: bool) {
+        self.taken += len;
+        if self.is_fast && was_slow {
+            self.is_fast = false;
+            self.io.inner().keep_unsent(UNSENT);
+        }
+        if self.taken >= FAST {
+            if !self.is_fast && self.since.elapsed() < SLOW_AFTER {
+                self.is_fast = true;
+                self.io.inner().keep_unsent(UNSENT_FAST);
+            }
+            (self.since, self.taken) = (Instant::now(), 0);
+        }
     }
 }
 

@@ -189,7 +189,9 @@ fn log_steps(catalog: &Catalog, found: &Found) -> Result<Vec<Step>, String> {
         }
     }
     if !found.floor {
-        steps.push(step(format!("Make the log's floor `{}`", log.floor), ddl::floor(log), true));
+        // Of a log that stands nobody knows how far it was trimmed.
+        let raised = if found.log.is_some() { ddl::raise_floor(log) } else { String::new() };
+        steps.push(step(format!("Make the log's floor `{}`", log.floor), ddl::floor(log) + &raised, true));
     }
     if !found.marks {
         let description = format!("Make the marks of children and parents `{}`", names::marks_table(log));

@@ -241,8 +241,7 @@ impl SnapshotStore for BucketStore {
     }
 }
 
-/// What an error of the crate means to the service.
-/// A fault, in which what is missing is called by its own name.
+/// [`fault`], in which what is missing is called by its own name.
 fn wrong(error: object_store::Error, what: impl FnOnce() -> String) -> StoreError {
     match fault(error) {
         StoreError::Missing(_) => StoreError::Missing(what()),
@@ -250,6 +249,7 @@ fn wrong(error: object_store::Error, what: impl FnOnce() -> String) -> StoreErro
     }
 }
 
+/// What an error of the crate means to the service.
 fn fault(error: object_store::Error) -> StoreError {
     if let object_store::Error::NotFound { path, .. } = error {
         return StoreError::Missing(path);

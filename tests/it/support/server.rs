@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::TcpListener;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -166,14 +165,14 @@ impl Server {
         }
     }
 
-    /// Bytes of memory it takes now: what is resident and its own (`RssAnon`, `RssFile`, proc(5)).
+    /// Bytes of memory it takes now: what is resident (`RssAnon`, `RssFile`, `RssShmem`, proc(5)).
     pub fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("its status");
         let of = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of it");
             line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
         };
-        of("RssAnon:") + of("RssFile:")
+        of("RssAnon:") + of("RssFile:") + of("RssShmem:")
     }
 
     /// Sends it a signal by its name.

@@ -1,14 +1,17 @@
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::serve::Listener;
-use tokio::io::ReadBuf;
+use tokio::io::{DuplexStream, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 use super::*;
 use crate::http::fake::{Fake, noise, stored};
+use crate::http::pace::Pacing;
 use crate::http::tests::door_on;
+use crate::metrics::Metrics;
 
 /// The size of a piece in the test of slow readers.
 const PIECE: usize = 1 << 20;
@@ -61,6 +64,10 @@ struct Watched {
 impl Socket for Watched {
     fn reset_on_close(&self) -> io::Result<()> {
         self.inner.reset_on_close()
+    }
+
+    fn keep_unsent(&self, most: u32) {
+        self.inner.keep_unsent(most);
     }
 }
 
@@ -127,4 +134,43 @@ async fn a_slow_reader_holds_one_piece() {
         let held = watch.held.load(Ordering::SeqCst);
         assert!(held <= 2 * PIECE as u64, "{accept}: {held} bytes were held at once");
     }
+}
+
+thread_local! {
+    /// What sockets of a test were told to keep.
+    static KEPT: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Socket for DuplexStream {
+    fn reset_on_close(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn keep_unsent(&self, most: u32) {
+        KEPT.with_borrow_mut(|kept| kept.push(most));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_kernel_keeps_more_for_whoever_is_fast_until_they_are_slow() {
+    const NOTHING: [u32; 0] = [];
+    let pacing = Pacing::new(Duration::from_secs(60), Metrics::new());
+    let mut io = PacedIo::new(tokio::io::duplex(1).0, pacing.connection());
+    let mut takes = async |len: usize, after: Duration| -> Vec<u32> {
+        if !after.is_zero() {
+            assert!(io.watch(Poll::Pending).is_pending());
+            tokio::time::advance(after).await;
+        }
+        assert!(matches!(io.watch(Poll::Ready(Ok(len))), Poll::Ready(Ok(_))));
+        KEPT.with_borrow_mut(std::mem::take)
+    };
+    let (at_once, soon, late) = (Duration::ZERO, SLOW_AFTER / 2, SLOW_AFTER * 2);
+    assert_eq!(takes(FAST - 1, late).await, NOTHING, "too little");
+    assert_eq!(takes(1, at_once).await, NOTHING, "too slow");
+    assert_eq!(takes(FAST / 2, soon).await, NOTHING);
+    assert_eq!(takes(FAST / 2, at_once).await, [UNSENT_FAST]);
+    assert_eq!(takes(FAST, soon).await, NOTHING, "it has it already");
+    assert_eq!(takes(1, late).await, [UNSENT]);
+    assert_eq!(takes(FAST, at_once).await, NOTHING, "it was slow in this time");
+    assert_eq!(takes(FAST, at_once).await, [UNSENT_FAST]);
 }

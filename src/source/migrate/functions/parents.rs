@@ -138,7 +138,10 @@ END
     pub(super) fn below(&self, index: usize) -> Function {
         let parent = &self.catalog.models()[index];
         let (mut variables, mut locks, mut inserts) = (String::new(), String::new(), String::new());
-        for (child, depth) in descendants(self.catalog, index) {
+        // Called by their places below this row, so that a model that stands elsewhere changes no name.
+        let below: Vec<(usize, usize)> = descendants(self.catalog, index).collect();
+        let level = |model: usize| below.iter().position(|(child, _)| *child == model).unwrap_or_default();
+        for (child, depth) in below.iter().copied() {
             let lineage = self.catalog.lineage(child);
             let model_at = |place: usize| &self.catalog.models()[lineage.chain[place]];
             let by =
@@ -147,13 +150,14 @@ END
             let (table, id) = (quote_table(&model.table), quote_ident(&model.id));
             let condition = match depth {
                 1 => format!("t0.{} = $1", by(0)),
-                _ => format!("t0.{} = ANY (my.level_{})", by(0), lineage.chain[1]),
+                _ => format!("t0.{} = ANY (my.level_{})", by(0), level(lineage.chain[1])),
             };
             let _ = write!(locks, "\n  PERFORM 1 FROM {table} AS t0 WHERE {condition} FOR SHARE;");
             if self.catalog.children(child).next().is_some() {
-                let _ = write!(variables, "\n  level_{child} {}[];", self.table(model).columns[&model.id].sql_type);
+                let level = level(child);
+                let _ = write!(variables, "\n  level_{level} {}[];", self.table(model).columns[&model.id].sql_type);
                 let _ =
-                    write!(locks, "\n  level_{child} := ARRAY(SELECT t0.{id} FROM {table} AS t0 WHERE {condition});");
+                    write!(locks, "\n  level_{level} := ARRAY(SELECT t0.{id} FROM {table} AS t0 WHERE {condition});");
             }
             let mut from = format!("{table} AS t0");
             for place in 1..=lineage.org.max(lineage.groups).min(depth - 1) {
