@@ -8,7 +8,8 @@
 //! the length of such an answer is known; the rest is read while the client takes it.
 //!
 //! Everything is pulled: a piece is read, or decoded, when the connection asks for the next one, so an answer holds one
-//! piece of at most 128 KiB of its own however slow its client is (slices of packs and spools are shared), and gzip its compressor's 300 KiB. An error is the last item of the stream and breaks the connection: no body ends
+//! piece of at most 128 KiB of its own however slow its client is (slices of packs and spools are shared), and gzip its
+//! compressor's 300 KiB. An error is the last item of the stream and breaks the connection: no body ends
 //! before its metadata line and looks whole.
 
 use std::io::Write;

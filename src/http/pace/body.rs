@@ -10,8 +10,8 @@ use http_body::{Frame, SizeHint};
 
 use crate::http::pace::Pace;
 
-/// How many bytes a connection may be given before others have their turn, the last piece not counted: a socket that takes everything at once would
-/// keep its thread from them, and they would wait for their first byte.
+/// How many bytes a connection may be given before others have their turn, the last piece not counted: a socket that takes
+/// everything at once would keep its thread from them, and they would wait for their first byte.
 const TURN: usize = 256 << 10;
 
 /// A body that is handed over in pieces, each when the one before is with the socket.

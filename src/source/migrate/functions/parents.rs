@@ -140,7 +140,9 @@ END
         let (mut variables, mut locks, mut inserts) = (String::new(), String::new(), String::new());
         // Called by their places below this row, so that a model that stands elsewhere changes no name.
         let below: Vec<(usize, usize)> = descendants(self.catalog, index).collect();
-        let level = |model: usize| below.iter().position(|(child, _)| *child == model).unwrap_or_default();
+        let level = |model: usize| {
+            below.iter().position(|(child, _)| *child == model).expect("what stands between is below this row too")
+        };
         for (child, depth) in below.iter().copied() {
             let lineage = self.catalog.lineage(child);
             let model_at = |place: usize| &self.catalog.models()[lineage.chain[place]];
