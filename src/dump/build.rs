@@ -28,6 +28,9 @@ use crate::source::{RowBatch, Source, SourceError};
 use crate::store::{Facts, SnapshotStore, StoreError};
 use crate::task;
 
+/// Packs that a dump puts at a time: a store takes longer to make one durable than it takes to build it.
+const PUTS: usize = 2;
+
 /// What every dump of a process shares.
 pub struct Builder {
     source: Arc<dyn Source>,
@@ -133,31 +136,16 @@ impl Builder {
     }
 
     /// Follows the dump, puts its packs and publishes it over generation `over`; what is `declared` is announced to other
-    /// instances piece by piece. Memory: one pack. Dropping the future
+    /// instances piece by piece. Memory: [`PUTS`] packs. Dropping the future
     /// leaves packs that nobody names; the store sweeps them.
     ///
     /// # Errors
     /// The dump's own failure, or the store's.
     pub async fn store(&self, live: &Arc<LiveDump>, over: Generation, declared: bool) -> Result<Facts, StoreFailure> {
         let opened = live.wait_opened().await?;
-        let mut plan = PackPlan::new(TARGET_LEN);
         let mut stored = StoredPacks::new(declared, 0);
-        let mut next = 0;
-        loop {
-            let frames = live.frames_from(next, 0).await?;
-            if frames.is_empty() {
-                break;
-            }
-            next += frames.len();
-            for frame in frames {
-                if let Some(pack) = plan.push(frame) {
-                    self.put(live, &opened, pack, &mut stored).await?;
-                }
-            }
-        }
-        for pack in plan.finish(|set| opened.sets.get(set)) {
-            self.put(live, &opened, pack, &mut stored).await?;
-        }
+        let packs = full_packs(live.clone(), opened.clone());
+        self.put_all(live, &opened, packs, PUTS, &mut stored).await?;
         self.announce(live, &opened, stored.packs.len(), StoredPacks::default(), &mut stored.declared).await;
         self.publish(live, &opened, stored, over).await
     }
@@ -206,18 +194,38 @@ impl Builder {
         Ok(())
     }
 
-    /// Puts a pack of these frames.
+    /// Puts packs of these frames, `at_once` at a time, and takes note of them in their order. Memory: so many packs.
     ///
     /// # Errors
-    /// The spool's or the store's.
-    pub(super) async fn put(
+    /// Those of the packs, the spool's or the store's.
+    pub(super) async fn put_all<E: From<StoreFailure>>(
         &self,
         live: &Arc<LiveDump>,
         opened: &Opened,
-        frames: Vec<LiveFrame>,
+        packs: impl Stream<Item = Result<Vec<LiveFrame>, E>> + Send,
+        at_once: usize,
         stored: &mut StoredPacks,
-    ) -> Result<(), StoreFailure> {
-        let number = u32::try_from(stored.packs.len()).expect("a snapshot has fewer than 2^32 packs");
+    ) -> Result<(), E> {
+        let first = stored.packs.len();
+        let puts = packs.enumerate().map(|(place, frames)| async move {
+            let number = u32::try_from(first + place).expect("a snapshot has fewer than 2^32 packs");
+            Ok::<_, E>(self.put(live, opened, number, frames?).await?)
+        });
+        let mut puts = pin!(puts.buffered(at_once));
+        while let Some(put) = puts.try_next().await? {
+            self.note(live, opened, put, stored).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts a pack of these frames.
+    async fn put(
+        &self,
+        live: &Arc<LiveDump>,
+        opened: &Opened,
+        number: u32,
+        frames: Vec<LiveFrame>,
+    ) -> Result<Put, StoreFailure> {
         let id = PackId { snapshot: live.id(), number };
         let (sets, spooled, entries) = (opened.sets.clone(), live.clone(), frames.clone());
         let pack = task::blocking(move || {
@@ -232,16 +240,26 @@ impl Builder {
         })
         .await?;
         let len = u32::try_from(pack.len()).map_err(|_| too_long())?;
-        self.metrics.stored_bytes.inc_by(u64::from(len));
-        stored.written += u64::from(len);
         self.store.put_pack(&live.slot().org, id, pack).await?;
-        let entry = PackEntry { id, len };
+        Ok(Put { entry: PackEntry { id, len }, frames })
+    }
+
+    /// Takes note of a pack that is in the store, and puts the shard of the index that is full by it.
+    async fn note(
+        &self,
+        live: &Arc<LiveDump>,
+        opened: &Opened,
+        Put { entry, frames }: Put,
+        stored: &mut StoredPacks,
+    ) -> Result<(), StoreFailure> {
+        self.metrics.stored_bytes.inc_by(u64::from(entry.len));
+        stored.written += u64::from(entry.len);
         let mut piece = StoredPacks::default();
         piece.add(entry, &frames, |set| opened.sets.get(set));
         self.announce(live, opened, stored.packs.len(), piece, &mut stored.declared).await;
         stored.add(entry, &frames, |set| opened.sets.get(set));
         let filters = live.clone().filters(frames.clone()).await?;
-        stored.note_filters(id, &frames, &filters);
+        stored.note_filters(entry.id, &frames, &filters);
         self.put_shard(live, stored, index::TARGET_LEN).await
     }
 
@@ -268,6 +286,32 @@ impl Builder {
 fn too_long() -> DumpError {
     let cause = std::io::Error::other("a frame or pack would exceed 4 GiB");
     DumpError::Spool(Arc::new(cause))
+}
+
+/// Follows a dump and gives the frames of each pack: those that are full as they come, what is left at the end.
+fn full_packs(live: Arc<LiveDump>, opened: Opened) -> impl Stream<Item = Result<Vec<LiveFrame>, StoreFailure>> + Send {
+    try_stream! {
+        let (mut plan, mut next) = (PackPlan::new(TARGET_LEN), 0);
+        loop {
+            let frames = live.frames_from(next, 0).await?;
+            if frames.is_empty() {
+                break;
+            }
+            next += frames.len();
+            for pack in frames.into_iter().filter_map(|frame| plan.push(frame)) {
+                yield pack;
+            }
+        }
+        for pack in plan.finish(|set| opened.sets.get(set)) {
+            yield pack;
+        }
+    }
+}
+
+/// A pack that is in the store, with its frames.
+struct Put {
+    entry: PackEntry,
+    frames: Vec<LiveFrame>,
 }
 
 /// Turns batches into full frames; the open ones come at the end.

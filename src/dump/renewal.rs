@@ -1,10 +1,11 @@
 //! The work of a refresh: see [`crate::dump::refresh`](super::refresh) for its steps and why they are sound.
 
 use std::collections::{HashMap, HashSet};
-use std::pin::pin;
 use std::sync::Arc;
 
 use async_stream::try_stream;
+use bytes::Bytes;
+use futures_util::future::try_join;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::time::Instant;
@@ -23,8 +24,8 @@ use crate::dump::taken::{Apart, Taken};
 use crate::model::key::canonical;
 use crate::model::{Generation, Org, Schema, SyncId, Watermark};
 use crate::snapshot::index::{self, RowIds};
-use crate::snapshot::pack::TARGET_LEN;
-use crate::snapshot::{FrameEntry, Manifest};
+use crate::snapshot::pack::{self, TARGET_LEN};
+use crate::snapshot::{FrameEntry, Manifest, PackEntry};
 use crate::source::{ActionRange, By, Found, GroupSets, Lookup, Object, SetId, SourceError};
 use crate::store::Facts;
 use crate::task;
@@ -37,6 +38,9 @@ const LOOKUP_BYTES: usize = 16 << 20;
 
 /// Statements, and packs, at a time.
 const AT_ONCE: usize = 2;
+
+/// Packs put at a time: most hold the little that is left of a set.
+const PUTS: usize = 4;
 
 /// A refresh whose changes are known.
 pub(super) struct Renewal {
@@ -111,10 +115,10 @@ impl Renewal {
 
         let mut news = News::default();
         let frames = self.looked_up(&fresh.slot().org, &mut open, &mut news);
-        self.store(&fresh, frames, &mut packs, &mut stored).await?;
-
         let mut shards = Shards::new(self.builder.clone(), fresh.slot().org.clone(), &self.manifest);
-        let hit = shards.hits(&self.manifest, &self.changed).await?;
+        // The database answers while the index is searched.
+        let looked_up = self.store(&fresh, frames, &mut packs, &mut stored);
+        let ((), hit) = try_join(looked_up, shards.hits(&self.manifest, &self.changed)).await?;
         let plan = Plan::new(&self.manifest, &hit, &news.written(&self.set_ids));
         for (pack, frames) in kept_frames(&self.manifest, &plan) {
             let placed = frames.into_iter().map(|frame| (frame, self.set_ids[frame.set as usize]));
@@ -130,9 +134,8 @@ impl Renewal {
         self.store(&fresh, frames, &mut packs, &mut stored).await?;
         let rest: Vec<_> = open.finish().into_iter().map(|frame| Ok(Made::Full(frame))).collect();
         self.store(&fresh, stream::iter(rest).boxed(), &mut packs, &mut stored).await?;
-        for pack in packs.finish(|set| self.opened.sets.get(set)) {
-            self.builder.put(&fresh, &self.opened, pack, &mut stored).await?;
-        }
+        let rest = packs.finish(|set| self.opened.sets.get(set)).into_iter().map(Ok::<_, RefreshError>);
+        self.builder.put_all(&fresh, &self.opened, stream::iter(rest), PUTS, &mut stored).await?;
         self.keep_index(&fresh, &plan, &mut shards, &mut stored).await?;
         // Another history since the rows were read: they are not what this one holds.
         if self.builder.source().epoch().await? != self.manifest.epoch {
@@ -229,8 +232,8 @@ impl Renewal {
         let taken = jobs.map_ok(move |(entry, frames, filters)| {
             let (refresh, apart) = (refresh.clone(), apart.clone());
             async move {
-                let bytes = refresh.builder.destination().pack(&apart.fresh.slot().org, entry.id).await?;
-                task::blocking(move || apart.take(&bytes, entry, &frames, filters.as_deref())).await
+                let stored = refresh.stored(entry, &frames).await?;
+                task::blocking(move || apart.take(&frames, &stored, filters.as_deref())).await
             }
         });
         let mut taken = taken.try_buffered(AT_ONCE).boxed();
@@ -247,6 +250,25 @@ impl Renewal {
             }
         };
         frames.boxed()
+    }
+
+    /// The bytes of some frames of a pack: only theirs where they are few, as their own checksums say whether they are
+    /// whole. A frame that is copied is not decoded, so the pack is read and verified.
+    async fn stored(&self, entry: PackEntry, frames: &[(FrameEntry, Fate)]) -> Result<Vec<Bytes>, RefreshError> {
+        let (store, org) = (self.builder.destination(), &self.manifest.org);
+        let end = |frame: &FrameEntry| frame.offset + frame.len;
+        let len: u32 = frames.iter().map(|(frame, _)| frame.len).sum();
+        if frames.iter().all(|(_, fate)| *fate == Fate::Rewritten) && len < entry.len / 2 {
+            let parts: Vec<_> = frames.iter().map(|(frame, _)| frame.offset.into()..end(frame).into()).collect();
+            return Ok(store.pack_parts(org, entry.id, &parts).await?);
+        }
+        let bytes = store.pack(org, entry.id).await?;
+        let verified = bytes.clone();
+        task::blocking(move || pack::verify(&verified)).await?;
+        if bytes.len() != entry.len as usize {
+            return Err(RefreshError::Line);
+        }
+        Ok(frames.iter().map(|(frame, _)| bytes.slice(frame.offset as usize..end(frame) as usize)).collect())
     }
 
     /// Compresses what has to be, and puts the packs that are full by it.
@@ -268,13 +290,8 @@ impl Renewal {
                 }
             })
             .try_buffer_unordered(self.builder.settings().compressors());
-        let mut written = pin!(written);
-        while let Some(frame) = written.try_next().await? {
-            if let Some(pack) = packs.push(frame) {
-                self.builder.put(fresh, &self.opened, pack, stored).await?;
-            }
-        }
-        Ok(())
+        let full = written.try_filter_map(|frame| std::future::ready(Ok(packs.push(frame))));
+        self.builder.put_all(fresh, &self.opened, full, PUTS, stored).await
     }
 
     /// Takes the shards over that are still of use, and copies what others hold of packs that stay.

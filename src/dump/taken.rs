@@ -3,11 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::dump::live::{LiveDump, LiveFrame};
 use crate::dump::refresh::RefreshError;
 use crate::dump::reuse::Fate;
 use crate::snapshot::index::{PackFilters, RowIds};
-use crate::snapshot::{FrameEntry, PackEntry, frame, pack};
+use crate::snapshot::{FrameEntry, frame};
 use crate::source::{RowBatch, RowRef, SetId};
 
 /// The ids of rows that may not stay, by model.
@@ -31,24 +33,19 @@ pub(super) struct Apart {
 }
 
 impl Apart {
-    /// Takes these frames out of a pack. `filters` are needed where any is copied. Blocks: decodes, and writes the spool.
+    /// Takes frames of a pack, each given with its bytes. `filters` are needed where any is copied. Blocks: decodes, and
+    /// writes the spool.
     ///
     /// # Errors
-    /// When the pack or a frame is not what the manifest says of it.
+    /// When a frame is not what the manifest says of it.
     pub fn take(
         &self,
-        bytes: &[u8],
-        entry: PackEntry,
         frames: &[(FrameEntry, Fate)],
+        stored: &[Bytes],
         filters: Option<&PackFilters>,
     ) -> Result<Taken, RefreshError> {
-        if bytes.len() != entry.len as usize || pack::verify(bytes).is_err() {
-            pack::verify(bytes)?;
-            return Err(RefreshError::Line);
-        }
         let mut taken = Taken { copied: Vec::new(), batches: Vec::new() };
-        for (place, fate) in frames {
-            let stored = &bytes[place.offset as usize..][..place.len as usize];
+        for ((place, fate), stored) in frames.iter().zip(stored) {
             if *fate == Fate::Copied {
                 let filter = filters.and_then(|filters| filters.at(place.offset)).ok_or(RefreshError::Line)?;
                 taken.copied.push(LiveFrame {
@@ -63,33 +60,36 @@ impl Apart {
                 });
             } else {
                 let lines = frame::decompress(stored, place.raw_len as usize)?;
-                taken.batches.extend(self.rows_left(place, &lines)?);
+                taken.batches.extend(self.rows_left(place, lines)?);
             }
         }
         Ok(taken)
     }
 
-    /// The rows of a frame that are not gone.
-    fn rows_left(&self, place: &FrameEntry, lines: &[u8]) -> Result<Option<RowBatch>, RefreshError> {
+    /// The rows of a frame that are not gone, in the memory of its lines.
+    fn rows_left(&self, place: &FrameEntry, mut lines: Vec<u8>) -> Result<Option<RowBatch>, RefreshError> {
         let model = place.model as usize;
         let set = self.set_ids[place.set as usize];
         let none = HashSet::new();
         let gone = self.gone.get(&model).unwrap_or(&none);
-        let mut batch = RowBatch { model, lines: Vec::with_capacity(lines.len()), rows: Vec::new(), by_set: false };
-        let mut rows = 0;
-        for line in lines.split_inclusive(|byte| *byte == b'\n') {
-            rows += 1;
-            let id = self.ids.id(model, line).ok_or(RefreshError::Line)?;
-            if gone.contains(&*id) {
-                continue;
+        let (mut rows, mut count) = (Vec::new(), 0);
+        let (mut start, mut kept) = (0, 0);
+        loop {
+            let Some(line) = frame::lines(&lines[start..]).next() else { break };
+            count += 1;
+            let end = start + line.len();
+            if !gone.contains(&*self.ids.id(model, line).ok_or(RefreshError::Line)?) {
+                lines.copy_within(start..end, kept);
+                kept += end - start;
+                // A frame is shorter than 4 GiB.
+                rows.push(RowRef { end: kept as u32, set });
             }
-            batch.lines.extend_from_slice(line);
-            // A frame is shorter than 4 GiB.
-            batch.rows.push(RowRef { end: batch.lines.len() as u32, set });
+            start = end;
         }
-        if rows != place.rows {
+        if count != place.rows {
             return Err(RefreshError::Line);
         }
-        Ok((!batch.rows.is_empty()).then_some(batch))
+        lines.truncate(kept);
+        Ok((!rows.is_empty()).then_some(RowBatch { model, lines, rows, by_set: false }))
     }
 }

@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 
+use memchr::memchr;
 use zstd::bulk;
 use zstd::zstd_safe::{self, CParameter};
 
@@ -76,6 +77,17 @@ pub fn decompress(frame: &[u8], raw_len: usize) -> Result<Vec<u8>, FrameError> {
     }
     let lines = bulk::decompress(frame, raw_len).map_err(FrameError::Damaged)?;
     if lines.len() == raw_len { Ok(lines) } else { Err(FrameError::Length) }
+}
+
+/// The lines of a frame, each with its end.
+pub fn lines(raw: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = raw;
+    std::iter::from_fn(move || {
+        let len = memchr(b'\n', rest).map_or(rest.len(), |end| end + 1);
+        let (line, after) = rest.split_at(len);
+        rest = after;
+        (!line.is_empty()).then_some(line)
+    })
 }
 
 /// Cuts a slice of whole frames into its frames, each with the bytes it decodes to by its own header.

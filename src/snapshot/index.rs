@@ -24,6 +24,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::model::Schema;
 use crate::model::ids::SnapshotId;
 use crate::snapshot::bytes::{Malformed, Reader, put_number};
+use crate::snapshot::frame;
 use crate::snapshot::pack::PackId;
 
 /// Types of ids that log and lines write alike, besides `character varying`. Others may differ: points in time are ISO 8601 in
@@ -71,7 +72,7 @@ impl RowIds {
 
     /// The filter of a frame with these lines; empty when there can be none.
     pub fn filter(&self, model: usize, lines: &[u8]) -> Vec<u8> {
-        let ids = lines.split_inclusive(|byte| *byte == b'\n').map(|line| self.id(model, line));
+        let ids = frame::lines(lines).map(|line| self.id(model, line));
         let hashes: Option<Vec<u64>> = ids.map(|id| id.map(|id| hash(&id))).collect();
         hashes.map(filter).unwrap_or_default()
     }
@@ -188,14 +189,18 @@ pub fn may_hold(filter: &[u8], sorted: &[u64]) -> Result<bool, Malformed> {
     }
     let mut reader = Reader(filter);
     let rows = reader.number::<u32>()?;
-    let (mut value, mut rest) = (0_u64, sorted);
+    let (mut value, mut rest, mut wanted) = (0_u64, sorted, 0);
     for _ in 0..rows {
         value = value.checked_add(reader.number()?).ok_or(Malformed::Number)?;
+        // Mostly a frame has far more rows than were changed, and most are below the next that is wanted.
+        if value < wanted {
+            continue;
+        }
         rest = &rest[rest.partition_point(|hash| spread(*hash, rows.into()) < value)..];
-        match rest.first() {
-            None => return Ok(false),
-            Some(hash) if spread(*hash, rows.into()) == value => return Ok(true),
-            Some(_) => {}
+        let Some(next) = rest.first() else { return Ok(false) };
+        wanted = spread(*next, rows.into());
+        if wanted == value {
+            return Ok(true);
         }
     }
     Ok(false)

@@ -8,6 +8,7 @@
 //! Calls that a client waits for before its first byte (what is published, the lease, is it there) may take
 //! `store.patience_ms`: a store slower than that counts as down. Calls that move bytes have the store's own limits.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -106,6 +107,10 @@ impl SnapshotStore for GuardedStore {
 
     async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError> {
         self.call(self.store.pack(org, pack)).await
+    }
+
+    async fn pack_parts(&self, org: &Org, pack: PackId, parts: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+        self.call(self.store.pack_parts(org, pack, parts)).await
     }
 
     async fn put_pack(&self, org: &Org, pack: PackId, bytes: Bytes) -> Result<(), StoreError> {

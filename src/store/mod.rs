@@ -27,6 +27,7 @@ mod record;
 mod settings;
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,6 +172,14 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// [`StoreError::Missing`] when it is not there (any more).
     async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError>;
 
+    /// Ranges of a pack's bytes, in their order, unchecked. A store that keeps packs in one piece reads it whole.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when it is not there (any more), [`StoreError::Damaged`] when it ends before a range does.
+    async fn pack_parts(&self, org: &Org, pack: PackId, parts: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+        cut(org, pack, &self.pack(org, pack).await?, parts)
+    }
+
     /// Keeps a pack of a snapshot that is not published yet. It expires after [`Retention::unpublished`] unless a
     /// `publish` names it. Putting the same pack again replaces it. Any size is taken.
     ///
@@ -274,6 +283,18 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Unavailable`].
     async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// Ranges of a pack that was read whole.
+fn cut(org: &Org, pack: PackId, whole: &Bytes, parts: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    let part = |range: &Range<u64>| {
+        let (start, end) = (usize::try_from(range.start).ok()?, usize::try_from(range.end).ok()?);
+        (start <= end && end <= whole.len()).then(|| whole.slice(start..end))
+    };
+    parts.iter().map(part).collect::<Option<_>>().ok_or_else(|| StoreError::Damaged {
+        what: format!("pack {pack} of org {org:?}"),
+        fault: format!("it has only {} bytes", whole.len()),
+    })
 }
 
 /// Why a store did not do as asked.

@@ -235,7 +235,7 @@ impl Verifier {
                 for entry in manifest.frames.iter().filter(|frame| frame.pack as usize == number) {
                     let stored = &bytes[entry.offset as usize..][..entry.len as usize];
                     let lines = frame::decompress(stored, entry.raw_len as usize)?;
-                    for line in lines.split_inclusive(|byte| *byte == b'\n') {
+                    for line in frame::lines(&lines) {
                         if let Some(object) = ids.object(entry.model as usize, line)? {
                             read.push((object, Kept { digest: ids.digest(line), set: entry.set }));
                         }

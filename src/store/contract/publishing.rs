@@ -1,5 +1,7 @@
 //! Heads, packs, manifests, publishing and deleting.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use futures_util::future::join_all;
 
@@ -27,7 +29,9 @@ async fn what_is_not_there_is_missing(store: &dyn SnapshotStore) {
     assert_eq!(store.head(&slot).await.expect("head"), Head::default());
     let snapshot = SnapshotId::random();
     assert!(is_missing(&store.manifest(&slot, snapshot).await));
-    assert!(is_missing(&store.pack(&slot.org, PackId { snapshot, number: 0 }).await));
+    let pack = PackId { snapshot, number: 0 };
+    assert!(is_missing(&store.pack(&slot.org, pack).await));
+    assert!(is_missing(&store.pack_parts(&slot.org, pack, &[0..1, 1..2]).await));
     assert_eq!(store.delete(&slot.org).await.expect("delete"), 0);
 }
 
@@ -208,6 +212,15 @@ async fn any_size_is_kept(store: &dyn SnapshotStore) {
     draft.manifest = counted(2, 20 << 20);
     draft.establish(store, &slot, 0).await;
     draft.assert_readable(store, &slot).await;
+    let (pack, bytes) = &draft.packs[0];
+    let parts = [8..24, 24..24, (20 << 20) - 9..20 << 20, 0..5 << 20];
+    let read = store.pack_parts(&slot.org, *pack, &parts).await.expect("parts");
+    let cut = |part: &Range<u64>| bytes.slice(part.start as usize..part.end as usize);
+    assert!(read == parts.iter().map(cut).collect::<Vec<_>>());
+    for beyond in [(20 << 20) - 1..(20 << 20) + 1, 21 << 20..22 << 20] {
+        let read = store.pack_parts(&slot.org, *pack, &[0..1, beyond]).await;
+        assert!(matches!(read, Err(StoreError::Damaged { .. })), "{read:?}");
+    }
 }
 
 /// Orgs are any text. Every slot of this store is one of theirs.

@@ -34,6 +34,7 @@ mod sweep;
 
 use std::collections::HashMap;
 use std::io::Read;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -50,7 +51,7 @@ use crate::store::object::folder::Leftovers;
 use crate::store::object::heads::Newest;
 use crate::store::object::leases::Leases;
 use crate::store::object::paths::Name;
-use crate::store::{Facts, Head, Lease, Retention, Slot, SnapshotStore, StoreError, pages};
+use crate::store::{Facts, Head, Lease, Retention, Slot, SnapshotStore, StoreError, cut, pages};
 use crate::task;
 
 pub use folder::FolderSettings;
@@ -154,6 +155,18 @@ impl SnapshotStore for BucketStore {
                 task::blocking(read).await.map_err(StoreError::unavailable)
             }
             GetResultPayload::Stream(_) => object.bytes().await.map_err(|error| wrong(error, missing)),
+        }
+    }
+
+    async fn pack_parts(&self, org: &Org, pack: PackId, parts: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+        let missing = || format!("pack {pack}");
+        match self.bucket.get_ranges(&paths::pack(&paths::org(org), pack), parts).await {
+            Ok(read) if read.iter().map(Bytes::len).eq(parts.iter().map(|part| (part.end - part.start) as usize)) => {
+                Ok(read)
+            }
+            Err(error @ object_store::Error::NotFound { .. }) => Err(wrong(error, missing)),
+            // Not every bucket says of a range that goes too far what is wrong.
+            _ => cut(org, pack, &self.pack(org, pack).await?, parts),
         }
     }
 
