@@ -20,6 +20,8 @@ pub struct Client {
     pub user: &'static str,
     token: String,
     rows: Rows,
+    /// What was applied to an object since the last bootstrap, for who has to find a fault.
+    history: BTreeMap<Key, Vec<String>>,
     /// The sync id of the last action that was applied to an object, gone ones included.
     applied: BTreeMap<Key, u64>,
     groups: BTreeSet<String>,
@@ -59,6 +61,7 @@ impl Client {
             user,
             token,
             rows: Rows::new(),
+            history: BTreeMap::new(),
             applied: BTreeMap::new(),
             groups: BTreeSet::new(),
             epoch: String::new(),
@@ -111,8 +114,10 @@ impl Client {
         }
         let missing: Vec<_> = expected.iter().filter(|(key, row)| self.rows.get(*key) != Some(row)).collect();
         let wrong: Vec<_> = self.rows.iter().filter(|(key, row)| expected.get(*key) != Some(row)).collect();
+        let keys: BTreeSet<&Key> = missing.iter().chain(&wrong).map(|(key, _)| *key).collect();
+        let history: Vec<_> = keys.into_iter().filter_map(|key| self.history.get(key)).flatten().collect();
         Err(format!(
-            "{} of {} at {} (bootstrapped at {}, groups {:?}) lacks {missing:?} and has {wrong:?}",
+            "{} of {} at {} (bootstrapped at {}, groups {:?}) lacks {missing:?} and has {wrong:?} after {history:#?}",
             self.user, self.org, self.cursor, self.base, self.groups
         ))
     }
@@ -129,6 +134,7 @@ impl Client {
         }
         self.rows.clear();
         self.applied.clear();
+        self.history.clear();
         (self.cursor, self.base) = (full.at(), full.at());
         self.epoch = full.metadata["epoch"].as_str().expect("an epoch").to_owned();
         self.groups = full.groups();
@@ -194,7 +200,7 @@ impl Client {
     async fn take(&mut self, server: &Server, answer: &Answer) {
         let groups = answer.groups();
         let mut joined: Vec<String> = groups.difference(&self.groups).cloned().collect();
-        let left = self.groups.difference(&groups).next().is_some();
+        let mut left = self.groups.difference(&groups).next().is_some();
         self.moves += u64::from(self.groups != groups);
         self.groups = groups;
         self.apply(answer);
@@ -208,8 +214,14 @@ impl Client {
             }
             if let Some(answer) = self.read(response).await {
                 self.count("joined");
-                self.apply(&answer);
                 joined.pop();
+                // What came after the rows is filtered by all that is held by now, which may be more, or less, again.
+                let groups = answer.groups();
+                joined.extend(groups.difference(&self.groups).cloned());
+                left = self.groups.difference(&groups).next().is_some();
+                self.moves += u64::from(self.groups != groups);
+                self.groups = groups;
+                self.apply(&answer);
             }
         }
         if left {
@@ -228,8 +240,10 @@ impl Client {
         let at = answer.at();
         for line in &answer.lines {
             let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
+            let told = format!("{line} of an answer at {at} for {:?}", answer.groups());
             if line["__class"] != "SyncAction" {
                 let key = (text("__class"), text("id"));
+                self.history.entry(key.clone()).or_default().push(told);
                 // A row never replaces or revives an object whose last applied action is above the answer's sync id.
                 if self.applied.get(&key).is_none_or(|applied| *applied <= at) {
                     self.rows.insert(key, line.clone());
@@ -238,6 +252,7 @@ impl Client {
             }
             self.count("actions");
             let key = (text("modelName"), text("modelId"));
+            self.history.entry(key.clone()).or_default().push(told);
             match line["action"].as_str() {
                 Some("I" | "U") => drop(self.rows.insert(key.clone(), line["data"].clone())),
                 Some("D") => drop(self.rows.remove(&key)),
