@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_stream::try_stream;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt, TryStreamExt};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::chain::Chain;
@@ -28,8 +29,12 @@ use crate::source::{RowBatch, Source, SourceError};
 use crate::store::{Facts, SnapshotStore, StoreError};
 use crate::task;
 
-/// Packs that a dump puts at a time: a store takes longer to make one durable than it takes to build it.
-const PUTS: usize = 2;
+/// Packs that a dump puts at a time: a store takes longer to make one durable than it takes to build it, and in the end there
+/// is a small one for almost every set.
+const PUTS: usize = 6;
+
+/// What the packs that are being put may hold together, in bytes; one may be larger.
+const PUT_BYTES: u32 = 2 << 20;
 
 /// What every dump of a process shares.
 pub struct Builder {
@@ -136,8 +141,8 @@ impl Builder {
     }
 
     /// Follows the dump, puts its packs and publishes it over generation `over`; what is `declared` is announced to other
-    /// instances piece by piece. Memory: [`PUTS`] packs. Dropping the future
-    /// leaves packs that nobody names; the store sweeps them.
+    /// instances piece by piece. Memory: [`PUT_BYTES`], or one pack. Dropping the future leaves packs that nobody names; the store
+    /// sweeps them.
     ///
     /// # Errors
     /// The dump's own failure, or the store's.
@@ -145,7 +150,7 @@ impl Builder {
         let opened = live.wait_opened().await?;
         let mut stored = StoredPacks::new(declared, 0);
         let packs = full_packs(live.clone(), opened.clone());
-        self.put_all(live, &opened, packs, PUTS, &mut stored).await?;
+        self.put_all(live, &opened, packs, &mut stored).await?;
         self.announce(live, &opened, stored.packs.len(), StoredPacks::default(), &mut stored.declared).await;
         self.publish(live, &opened, stored, over).await
     }
@@ -194,7 +199,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Puts packs of these frames, `at_once` at a time, and takes note of them in their order. Memory: so many packs.
+    /// Puts packs of these frames, several at a time, and takes note of them in their order. Memory: [`PUT_BYTES`], or one pack.
     ///
     /// # Errors
     /// Those of the packs, the spool's or the store's.
@@ -203,15 +208,18 @@ impl Builder {
         live: &Arc<LiveDump>,
         opened: &Opened,
         packs: impl Stream<Item = Result<Vec<LiveFrame>, E>> + Send,
-        at_once: usize,
         stored: &mut StoredPacks,
     ) -> Result<(), E> {
-        let first = stored.packs.len();
+        let (first, room) = (stored.packs.len(), &Semaphore::new(PUT_BYTES as usize));
         let puts = packs.enumerate().map(|(place, frames)| async move {
+            let frames = frames?;
             let number = u32::try_from(first + place).expect("a snapshot has fewer than 2^32 packs");
-            Ok::<_, E>(self.put(live, opened, number, frames?).await?)
+            // Permits are given in the order in which they were asked for, so the pack whose turn comes next always has them.
+            let len = frames.iter().map(|frame| frame.len).sum::<u32>().min(PUT_BYTES);
+            let _room = room.acquire_many(len).await.expect("never closed");
+            Ok::<_, E>(self.put(live, opened, number, frames).await?)
         });
-        let mut puts = pin!(puts.buffered(at_once));
+        let mut puts = pin!(puts.buffered(PUTS));
         while let Some(put) = puts.try_next().await? {
             self.note(live, opened, put, stored).await?;
         }

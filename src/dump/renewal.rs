@@ -39,9 +39,6 @@ const LOOKUP_BYTES: usize = 16 << 20;
 /// Statements, and packs, at a time.
 const AT_ONCE: usize = 2;
 
-/// Packs put at a time: most hold the little that is left of a set.
-const PUTS: usize = 4;
-
 /// A refresh whose changes are known.
 pub(super) struct Renewal {
     builder: Arc<Builder>,
@@ -135,7 +132,7 @@ impl Renewal {
         let rest: Vec<_> = open.finish().into_iter().map(|frame| Ok(Made::Full(frame))).collect();
         self.store(&fresh, stream::iter(rest).boxed(), &mut packs, &mut stored).await?;
         let rest = packs.finish(|set| self.opened.sets.get(set)).into_iter().map(Ok::<_, RefreshError>);
-        self.builder.put_all(&fresh, &self.opened, stream::iter(rest), PUTS, &mut stored).await?;
+        self.builder.put_all(&fresh, &self.opened, stream::iter(rest), &mut stored).await?;
         self.keep_index(&fresh, &plan, &mut shards, &mut stored).await?;
         // Another history since the rows were read: they are not what this one holds.
         if self.builder.source().epoch().await? != self.manifest.epoch {
@@ -291,7 +288,7 @@ impl Renewal {
             })
             .try_buffer_unordered(self.builder.settings().compressors());
         let full = written.try_filter_map(|frame| std::future::ready(Ok(packs.push(frame))));
-        self.builder.put_all(fresh, &self.opened, full, PUTS, stored).await
+        self.builder.put_all(fresh, &self.opened, full, stored).await
     }
 
     /// Takes the shards over that are still of use, and copies what others hold of packs that stay.

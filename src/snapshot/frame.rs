@@ -20,6 +20,13 @@ pub const TARGET_RAW: usize = 320 << 10;
 /// The highest compression level whose window every browser accepts.
 pub const MAX_LEVEL: i32 = 19;
 
+/// The level that is tuned for rows as lines; the default.
+const FOR_ROWS: i32 = 3;
+
+/// How: what repeats in rows, ids, times and names of fields, is longer than the five bytes that zstd looks for, and tables a
+/// half as large stay in a core's cache. A sixth faster; the demonstration's rows take 1 % less by it, prose 2 % more.
+const ROWS: [CParameter; 3] = [CParameter::MinMatch(6), CParameter::HashLog(16), CParameter::ChainLog(15)];
+
 /// Compresses frame after frame, keeping its working memory (about 1.3 MiB at level 3).
 pub struct Compressor(bulk::Compressor<'static>);
 
@@ -30,7 +37,10 @@ impl Compressor {
     /// When zstd can't allocate its context.
     pub fn new(level: i32) -> Result<Self, FrameError> {
         let mut inner = bulk::Compressor::new(level.clamp(1, MAX_LEVEL)).map_err(FrameError::Compress)?;
-        inner.set_parameter(CParameter::ChecksumFlag(true)).map_err(FrameError::Compress)?;
+        let rows: &[CParameter] = if level == FOR_ROWS { &ROWS } else { &[] };
+        for parameter in [CParameter::ChecksumFlag(true)].iter().chain(rows) {
+            inner.set_parameter(*parameter).map_err(FrameError::Compress)?;
+        }
         Ok(Self(inner))
     }
 
