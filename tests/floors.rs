@@ -55,6 +55,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("zstd", &["snapshot/"]),
     ("flate2", &["http/"]),
     ("xxhash_rust", &["snapshot/", "http/"]),
+    ("memchr", &["snapshot/"]),
     ("sha2", &["model/", "source/migrate/", "store/object", "http/"]),
     ("getrandom", &[]),
     ("ryu", &["source/", "wire/"]),

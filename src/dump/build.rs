@@ -122,7 +122,7 @@ impl Builder {
         let idle = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut compressor = match idle {
             Some(compressor) => compressor,
-            None => Compressor::new(self.settings.compression_level).map_err(compress)?,
+            None => Compressor::for_rows(self.settings.compression_level).map_err(compress)?,
         };
         let bytes = compressor.compress(&frame.lines).map_err(compress)?;
         self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
@@ -214,9 +214,9 @@ impl Builder {
         let puts = packs.enumerate().map(|(place, frames)| async move {
             let frames = frames?;
             let number = u32::try_from(first + place).expect("a snapshot has fewer than 2^32 packs");
-            // Permits are given in the order in which they were asked for, so the pack whose turn comes next always has them.
-            let len = frames.iter().map(|frame| frame.len).sum::<u32>().min(PUT_BYTES);
-            let _room = room.acquire_many(len).await.expect("never closed");
+            // Given back once it is put, whether or not it was its turn to be noted.
+            let len = frames.iter().fold(0_u32, |len, frame| len.saturating_add(frame.len));
+            let _room = room.acquire_many(len.min(PUT_BYTES)).await.expect("never closed");
             Ok::<_, E>(self.put(live, opened, number, frames).await?)
         });
         let mut puts = pin!(puts.buffered(PUTS));

@@ -27,7 +27,7 @@ const FOR_ROWS: i32 = 3;
 /// half as large stay in a core's cache. A sixth faster; the demonstration's rows take 1 % less by it, prose 2 % more.
 const ROWS: [CParameter; 3] = [CParameter::MinMatch(6), CParameter::HashLog(16), CParameter::ChainLog(15)];
 
-/// Compresses frame after frame, keeping its working memory (about 1.3 MiB at level 3).
+/// Compresses frame after frame, keeping its working memory (1.3 MB at level 3, 0.9 MB where it is tuned for rows).
 pub struct Compressor(bulk::Compressor<'static>);
 
 impl Compressor {
@@ -37,11 +37,21 @@ impl Compressor {
     /// When zstd can't allocate its context.
     pub fn new(level: i32) -> Result<Self, FrameError> {
         let mut inner = bulk::Compressor::new(level.clamp(1, MAX_LEVEL)).map_err(FrameError::Compress)?;
-        let rows: &[CParameter] = if level == FOR_ROWS { &ROWS } else { &[] };
-        for parameter in [CParameter::ChecksumFlag(true)].iter().chain(rows) {
-            inner.set_parameter(*parameter).map_err(FrameError::Compress)?;
-        }
+        inner.set_parameter(CParameter::ChecksumFlag(true)).map_err(FrameError::Compress)?;
         Ok(Self(inner))
+    }
+
+    /// One for frames of rows: at [`FOR_ROWS`] with their own parameters.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub fn for_rows(level: i32) -> Result<Self, FrameError> {
+        let mut compressor = Self::new(level)?;
+        let parameters: &[CParameter] = if level == FOR_ROWS { &ROWS } else { &[] };
+        for parameter in parameters {
+            compressor.0.set_parameter(*parameter).map_err(FrameError::Compress)?;
+        }
+        Ok(compressor)
     }
 
     /// One frame of these lines.
