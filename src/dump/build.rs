@@ -141,7 +141,7 @@ impl Builder {
     }
 
     /// Follows the dump, puts its packs and publishes it over generation `over`; what is `declared` is announced to other
-    /// instances piece by piece. Memory: [`PUT_BYTES`], or one pack. Dropping the future leaves packs that nobody names; the store
+    /// instances piece by piece. Memory: 2 MiB of packs, or one. Dropping the future leaves packs that nobody names; the store
     /// sweeps them.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ pub const TARGET_RAW: usize = 320 << 10;
 /// The highest compression level whose window every browser accepts.
 pub const MAX_LEVEL: i32 = 19;
 
-/// The level that is tuned for rows as lines; the default.
+/// The level that is tuned for rows as lines: the default.
 const FOR_ROWS: i32 = 3;
 
 /// How: what repeats in rows, ids, times and names of fields, is longer than the five bytes that zstd looks for, and tables a
@@ -41,7 +41,7 @@ impl Compressor {
         Ok(Self(inner))
     }
 
-    /// One for frames of rows: at [`FOR_ROWS`] with their own parameters.
+    /// One for frames of rows: at level 3, the default, with parameters of their own.
     ///
     /// # Errors
     /// Those of [`Self::new`].
