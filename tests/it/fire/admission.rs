@@ -7,7 +7,7 @@ use reqwest::{RequestBuilder, StatusCode};
 use tokio::task::JoinHandle;
 
 use super::{proxied, retry_after};
-use crate::support::proxy::Mode;
+use crate::support::proxy::{Mode, Proxy};
 use crate::support::server::{Server, Setup};
 use crate::support::studio;
 
@@ -34,8 +34,8 @@ async fn until_in_progress(server: &Server, kind: &str, count: usize) {
     server.until(&series, async || server.metric(&series).await == count as f64).await;
 }
 
-/// A service whose database has stopped answering, and tokens of two orgs.
-async fn stalled(changes: impl Fn(&mut Setup)) -> (Server, crate::support::proxy::Proxy, [String; 2]) {
+/// A service whose database has stopped answering, and tokens of two orgs. Its folder is there for as long as the setup is.
+async fn stalled(changes: impl Fn(&mut Setup)) -> (Setup, Server, Proxy, [String; 2]) {
     let (database, _client, mut setup) = studio::with_log(1, studio::CATALOG).await;
     let tokens = [setup.token("7", "ann", None), setup.token("8", "ann", None)];
     let proxy = proxied(&database, &mut setup).await;
@@ -47,7 +47,7 @@ async fn stalled(changes: impl Fn(&mut Setup)) -> (Server, crate::support::proxy
     changes(&mut setup);
     let server = setup.serve().await;
     proxy.set(Mode::StallAfter(0));
-    (server, proxy, tokens)
+    (setup, server, proxy, tokens)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,7 +57,7 @@ async fn past_the_bounds_requests_are_refused_at_once_and_no_org_starves_another
             setup.set(&format!("HEADSTART_{setting}"), "600000");
         }
     };
-    let (server, proxy, [seven, eight]) = stalled(long).await;
+    let (_setup, server, proxy, [seven, eight]) = stalled(long).await;
     let mut waiting: Vec<JoinHandle<reqwest::Result<reqwest::Response>>> = Vec::new();
     for (kind, process, org) in KINDS {
         waiting.extend((0..org).map(|_| tokio::spawn(request(&server, kind, &seven).send())));
@@ -109,7 +109,7 @@ async fn requests_have_a_deadline() {
     let short = |setup: &mut Setup| {
         setup.set("HEADSTART_HTTP_BEGIN_DEADLINE_S", "1");
     };
-    let (server, _proxy, [seven, _]) = stalled(short).await;
+    let (_setup, server, _proxy, [seven, _]) = stalled(short).await;
     for (kind, _, _) in KINDS {
         let asked = Instant::now();
         let answer = request(&server, kind, &seven).send().await.expect("an answer");
