@@ -19,4 +19,4 @@ pub use frame::{Compressor, FrameError};
 pub use index::IndexError;
 pub use manifest::{FrameEntry, Manifest, ManifestError, PackEntry};
 pub use pack::{PackBuilder, PackError, PackId};
-pub use select::{Selection, Slice, select};
+pub use select::{Selectable, Selection, Slice, select};

@@ -1,10 +1,66 @@
 //! Which bytes of a snapshot a caller gets.
 
-use std::collections::HashSet;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use crate::model::{Grants, GroupSet, SyncGroup};
 use crate::snapshot::manifest::Manifest;
+
+/// A manifest whose group sets are found by the groups in them: an org has a set for each of its users, and a caller few groups.
+#[derive(Debug)]
+pub struct Selectable {
+    manifest: Manifest,
+    /// Every group of every set, ordered by the group.
+    carried: Box<[Carried]>,
+}
+
+/// A group of a set.
+#[derive(Clone, Copy, Debug)]
+struct Carried {
+    set: u32,
+    place: u32,
+}
+
+impl Selectable {
+    /// Orders the groups.
+    pub fn new(manifest: Manifest) -> Self {
+        let of = |(set, groups): (usize, &[SyncGroup])| {
+            (0..groups.len()).map(move |place| Carried { set: set as u32, place: place as u32 })
+        };
+        let mut carried: Box<[Carried]> =
+            manifest.sets.iter().map(GroupSet::as_slice).enumerate().flat_map(of).collect();
+        carried.sort_unstable_by(|one, other| group(&manifest, *one).cmp(group(&manifest, *other)));
+        Self { manifest, carried }
+    }
+
+    /// Bytes it takes in memory, about; what caches weigh it by.
+    pub fn weight(&self) -> usize {
+        self.manifest.weight() + size_of_val(&*self.carried)
+    }
+
+    /// Which sets hold any of the groups.
+    fn seen(&self, grants: &Grants) -> Vec<bool> {
+        let mut seen = vec![false; self.sets.len()];
+        for held in grants.as_slice() {
+            let first = self.carried.partition_point(|carried| group(self, *carried) < held);
+            for carried in self.carried[first..].iter().take_while(|carried| group(self, **carried) == held) {
+                seen[carried.set as usize] = true;
+            }
+        }
+        seen
+    }
+}
+
+impl Deref for Selectable {
+    type Target = Manifest;
+
+    fn deref(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+fn group(manifest: &Manifest, Carried { set, place }: Carried) -> &SyncGroup {
+    &manifest.sets[set as usize].as_slice()[place as usize]
+}
 
 /// The frames an answer consists of, as slices of packs, with what they add up to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,12 +89,9 @@ pub struct Slice {
 /// Picks the frames of the wanted models whose group set meets the grants. `wanted` says for each model, by index,
 /// whether it is asked for. A row stands in one frame only, so one that carries several of the caller's groups comes
 /// once.
-pub fn select(manifest: &Manifest, grants: &Grants, wanted: impl Fn(usize) -> bool) -> Selection {
+pub fn select(manifest: &Selectable, grants: &Grants, wanted: impl Fn(usize) -> bool) -> Selection {
     let wanted: Vec<bool> = (0..manifest.models as usize).map(wanted).collect();
-    // An org has a set for each of its users, so looking groups up by their hash is what counts.
-    let held: HashSet<&SyncGroup> = grants.as_slice().iter().collect();
-    let sees = |set: &GroupSet| set.as_slice().iter().any(|group| held.contains(group));
-    let seen: Vec<bool> = manifest.sets.iter().map(sees).collect();
+    let seen = manifest.seen(grants);
     let mut selection = Selection { rows: vec![0; wanted.len()], ..Selection::default() };
     for (index, frame) in manifest.frames.iter().enumerate() {
         let (model, set) = (frame.model as usize, frame.set as usize);
@@ -67,7 +120,7 @@ mod tests {
 
     #[test]
     fn adjacent_frames_leave_as_one_slice() {
-        let manifest = sample(200);
+        let manifest = Selectable::new(sample(200));
         let grants = Grants::new(vec![SyncGroup::of("team", "1"), SyncGroup::of("team", "9")]);
         let selection = select(&manifest, &grants, |_| true);
         let expected: Vec<_> = manifest.frames.iter().filter(|frame| frame.set == 1).collect();
@@ -83,10 +136,23 @@ mod tests {
     }
 
     #[test]
+    fn a_set_is_seen_by_whoever_holds_any_of_its_groups() {
+        let groups = |names: &[&str]| names.iter().map(|name| SyncGroup::new(*name)).collect::<Vec<_>>();
+        let sets = [&["b", "d"][..], &[], &["a"], &["c", "d", "e"], &["d"], &["aa", "b"]];
+        let manifest = Manifest { sets: sets.map(|set| GroupSet::new(groups(set))).into(), ..sample(0) };
+        let manifest = Selectable::new(manifest);
+        for held in [&[][..], &["a"], &["aa"], &["b"], &["d"], &["0", "z"], &["a", "c"], &["a", "b", "c", "d", "e"]] {
+            let grants = Grants::new(groups(held));
+            let expected: Vec<bool> = manifest.sets.iter().map(|set| grants.sees(set)).collect();
+            assert_eq!(manifest.seen(&grants), expected, "{held:?}");
+        }
+    }
+
+    #[test]
     fn models_that_were_not_asked_for_stay_away() {
         let all = Grants::new((0..4).map(|team| SyncGroup::of("team", &team.to_string())).collect());
-        let selection = select(&sample(30), &all, |model| model == 2);
+        let selection = select(&Selectable::new(sample(30)), &all, |model| model == 2);
         assert_eq!(selection.rows, [0, 0, 100]);
-        assert_eq!(select(&sample(30), &Grants::default(), |_| true).slices, []);
+        assert_eq!(select(&Selectable::new(sample(30)), &Grants::default(), |_| true).slices, []);
     }
 }

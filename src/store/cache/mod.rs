@@ -24,7 +24,7 @@ use tracing::Instrument;
 
 use crate::metrics::CacheMetrics;
 use crate::model::{Org, SnapshotId};
-use crate::snapshot::{Manifest, PackEntry, PackId, pack};
+use crate::snapshot::{Manifest, PackEntry, PackId, Selectable, pack};
 use crate::store::cache::shelf::{Answer, Key, Loaded, Lookup, Pin, Shelf, Value};
 use crate::store::{Slot, SnapshotStore, StoreError};
 use crate::task::{self, Tasks};
@@ -201,6 +201,7 @@ impl PackCache {
                 if (&manifest.org, &manifest.schema_hash, manifest.id) == (&slot.org, &slot.schema, snapshot) =>
             {
                 drop(bytes);
+                let manifest = Selectable::new(manifest);
                 let room = self.shelf.room(manifest.weight(), self.room_wait).await.ok_or(StoreError::NoRoom)?;
                 return Ok((Value::Manifest(Arc::new(manifest)), room));
             }
@@ -226,7 +227,7 @@ pub struct Pinned<T> {
 /// A verified pack, as it is stored.
 pub type PinnedPack = Pinned<Bytes>;
 /// A decoded manifest.
-pub type PinnedManifest = Pinned<Arc<Manifest>>;
+pub type PinnedManifest = Pinned<Arc<Selectable>>;
 
 impl PinnedPack {
     /// A part of the pack, without copying. It holds the whole pack in the cache until it is dropped.

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use crate::metrics::{CacheMetrics, level};
 use crate::model::{Org, SnapshotId};
-use crate::snapshot::{Manifest, PackId};
+use crate::snapshot::{PackId, Selectable};
 use crate::store::StoreError;
 use crate::store::cache::CacheStats;
 
@@ -38,7 +38,7 @@ pub enum Value {
     /// A verified pack.
     Pack(Bytes),
     /// A decoded manifest.
-    Manifest(Arc<Manifest>),
+    Manifest(Arc<Selectable>),
 }
 
 /// What a load ends with: the content and the room it was given, or the reason for all who wait.

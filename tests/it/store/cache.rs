@@ -258,7 +258,7 @@ async fn manifests_are_decoded_once_checked_and_counted() {
     };
     publish(&slot, id, manifest.encode().expect("encode")).await;
     let read = join_all((0..20).map(|_| cache.manifest(&slot, id))).await;
-    assert!(read.into_iter().all(|read| *read.expect("a manifest") == manifest));
+    assert!(read.into_iter().all(|read| **read.expect("a manifest") == manifest));
     assert_eq!(store.calls(), 1);
     assert_eq!(cache.stats().bytes, manifest.weight() as u64);
 
