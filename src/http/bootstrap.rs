@@ -19,8 +19,9 @@ use crate::http::body::{ByteStream, Exact, Measured, Tail, follow, gzip, unmeasu
 use crate::http::encoding::Encoding;
 use crate::http::error::HttpError;
 use crate::http::lines::{self, Head, text};
+use crate::http::pace::Pieces;
 use crate::http::range::{Conditions, Etag, Portion};
-use crate::http::request::{PinsPacks, RequestContext, held};
+use crate::http::request::{RequestContext, held};
 use crate::http::rests::Rests;
 use crate::model::{BootstrapQuery, Caller, QueryError};
 use crate::serve::{Answer, Content, Facts};
@@ -114,7 +115,8 @@ impl Delivery {
         self.describe(tail.facts(), response.headers_mut());
         let stored = match content {
             Content::Stored(stored) => {
-                response.extensions_mut().insert(PinsPacks);
+                let pieces = if self.encoding == Encoding::Zstd { Pieces::Slices } else { Pieces::MadeOfPacks };
+                response.extensions_mut().insert(pieces);
                 stored
             }
             Content::Live(parts) => {

@@ -6,8 +6,9 @@
 //! them trickle away meanwhile.
 //!
 //! What is made for one answer comes in small pieces. Slices of packs and spools take no memory of the connection's, so they
-//! are handed over whole, up to a [MiB](WHOLE): the kernel copies them, and the fewer the calls and the fuller the packets, the
-//! less of that is anything but copying. (`sendfile` copies nothing, but gives the socket single pages of 4 KiB: by
+//! are handed over whole, up to a [MiB](WHOLE), and those of a snapshot several at once, since a caller in few teams, or a
+//! snapshot that was refreshed, has many short ones: the kernel copies them, and the fewer the calls and the fuller the
+//! packets, the less of that is anything but copying. (`sendfile` copies nothing, but gives the socket single pages of 4 KiB: by
 //! loopback, ten clients got 1.5 times as much a second this way, and took half the processor time to read it.)
 //!
 //! A client is slow once a piece has waited for a second; a gauge counts those. It is cut, its connection reset,
@@ -89,6 +90,18 @@ impl fmt::Display for Cut {
             Self::Room => "the client was stalled, and others waited for the memory its packs took",
         })
     }
+}
+
+/// What the pieces of an answer are. A response that says nothing is [`Made`](Pieces::Made).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pieces {
+    /// Made for this answer.
+    #[default]
+    Made,
+    /// Made for it from packs, which it keeps in memory meanwhile.
+    MadeOfPacks,
+    /// Slices of packs, which it keeps in memory meanwhile.
+    Slices,
 }
 
 /// The pace of all connections of a service. Clones share it.
@@ -195,9 +208,9 @@ struct State {
 }
 
 impl Pace {
-    /// Says whether the answer that begins keeps packs in memory.
-    pub fn begin_answer(&self, pins: bool) {
-        self.pins.store(pins, Ordering::Relaxed);
+    /// Notes what the answer that begins is made of.
+    fn begin_answer(&self, pieces: Pieces) {
+        self.pins.store(pieces != Pieces::Made, Ordering::Relaxed);
     }
 
     /// The connection is gone.
@@ -281,11 +294,11 @@ impl Pace {
         }
     }
 
-    /// Ready, unless a whole piece waits for the socket.
-    fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Ready when fewer than `most` bytes wait for the socket, with how many those are.
+    fn poll_room(&self, most: usize, cx: &Context<'_>) -> Poll<usize> {
         let mut state = self.state();
-        if state.handed < PIECE {
-            return Poll::Ready(());
+        if state.handed < most {
+            return Poll::Ready(state.handed);
         }
         state.body = Some(cx.waker().clone());
         Poll::Pending

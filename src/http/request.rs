@@ -25,7 +25,7 @@ use crate::http::ROUTES;
 use crate::http::admission::Place;
 use crate::http::cors::Cors;
 use crate::http::error::HttpError;
-use crate::http::pace::{Pace, PacedBody};
+use crate::http::pace::{Pace, PacedBody, Pieces};
 use crate::metrics::Metrics;
 use crate::model::{Caller, SnapshotId};
 use crate::trace::{TraceId, TraceParent, root_span};
@@ -112,10 +112,6 @@ impl RequestContext {
     }
 }
 
-/// Marks a response whose body keeps packs in memory while its client takes it.
-#[derive(Clone, Copy, Debug)]
-pub struct PinsPacks;
-
 /// A response that keeps its request's place until its last byte.
 pub fn held(mut response: Response, place: Arc<Place>) -> Response {
     response.extensions_mut().insert(place);
@@ -194,16 +190,13 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
     if method == Method::HEAD {
         response = without_body(response);
     }
-    let pins = response.extensions_mut().remove::<PinsPacks>().is_some();
+    let pieces = response.extensions_mut().remove::<Pieces>().unwrap_or_default();
     let place = response.extensions_mut().remove::<Arc<Place>>();
     let (bytes, first_byte, end) = (0, None, None);
     let line = LogLine { context, span, trace, method, route, status, bytes, first_byte, end, pace: pace.clone() };
     response.map(|body| {
         let body = match pace {
-            Some(pace) => {
-                pace.begin_answer(pins);
-                Body::new(PacedBody::new(body, pace))
-            }
+            Some(pace) => Body::new(PacedBody::new(body, pieces, pace)),
             None => body,
         };
         Body::new(Observed { body, line, metrics: rules.metrics.clone(), _place: place })

@@ -1,6 +1,6 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use axum::serve::Listener;
 use tokio::io::{DuplexStream, ReadBuf};
@@ -9,12 +9,9 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::http::fake::{Fake, noise, stored};
-use crate::http::pace::Pacing;
+use crate::http::pace::{Pacing, WHOLE};
 use crate::http::tests::door_on;
 use crate::metrics::Metrics;
-
-/// The size of a piece in the test of slow readers.
-const PIECE: usize = 1 << 20;
 
 /// Accepts connections and watches what is written to them.
 struct Watching {
@@ -24,15 +21,31 @@ struct Watching {
 
 struct Watch {
     fake: Arc<Fake>,
+    /// How long each slice is.
+    slice: usize,
     written: AtomicU64,
     /// The most that was taken from the snapshot and not yet by the kernel.
     held: AtomicU64,
+    /// The most slices that were given to the kernel at once.
+    together: AtomicUsize,
     stalled: Notify,
 }
 
 impl Watch {
+    fn new(fake: &Arc<Fake>, slice: usize) -> Arc<Self> {
+        fake.taken.store(0, Ordering::SeqCst);
+        Arc::new(Self {
+            fake: fake.clone(),
+            slice,
+            written: AtomicU64::new(0),
+            held: AtomicU64::new(0),
+            together: AtomicUsize::new(0),
+            stalled: Notify::new(),
+        })
+    }
+
     fn see(&self, result: &Poll<io::Result<usize>>) {
-        let taken = (self.fake.taken.load(Ordering::SeqCst) * PIECE) as u64;
+        let taken = (self.fake.taken.load(Ordering::SeqCst) * self.slice) as u64;
         self.held.fetch_max(taken.saturating_sub(self.written.load(Ordering::SeqCst)), Ordering::SeqCst);
         match result {
             Poll::Ready(Ok(count)) => drop(self.written.fetch_add(*count as u64, Ordering::SeqCst)),
@@ -90,6 +103,7 @@ impl AsyncWrite for Watched {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.watch.together.fetch_max(bufs.len(), Ordering::SeqCst);
         self.watch.see(&result);
         result
     }
@@ -109,16 +123,11 @@ impl AsyncWrite for Watched {
 
 #[tokio::test]
 async fn a_slow_reader_holds_one_piece() {
+    const PIECE: usize = 1 << 20;
     const PIECES: usize = 24;
     let fake = Arc::new(Fake::new(&vec![vec![noise(PIECE)]; PIECES]));
     for accept in ["zstd", "identity"] {
-        fake.taken.store(0, Ordering::SeqCst);
-        let watch = Arc::new(Watch {
-            fake: fake.clone(),
-            written: AtomicU64::new(0),
-            held: AtomicU64::new(0),
-            stalled: Notify::new(),
-        });
+        let watch = Watch::new(&fake, PIECE);
         let inner = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listener = Watching { inner, watch: watch.clone() };
         let answer = fake.clone();
@@ -133,6 +142,27 @@ async fn a_slow_reader_holds_one_piece() {
         assert!(tokio::io::copy(&mut slow, &mut sink).await.unwrap() > (PIECES * PIECE) as u64);
         let held = watch.held.load(Ordering::SeqCst);
         assert!(held <= 2 * PIECE as u64, "{accept}: {held} bytes were held at once");
+    }
+}
+
+#[tokio::test]
+async fn short_slices_go_together_and_what_is_made_of_them_does_not() {
+    const SLICE: usize = 100 << 10;
+    const SLICES: usize = 240;
+    let fake = Arc::new(Fake::new(&vec![vec![noise(SLICE)]; SLICES]));
+    for (accept, together, most) in [("zstd", 10..=12, WHOLE + SLICE), ("identity", 1..=2, 2 * SLICE)] {
+        let watch = Watch::new(&fake, SLICE);
+        let inner = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let answer = fake.clone();
+        let door = door_on(Watching { inner, watch: watch.clone() }, move || stored(&answer), |_| {});
+        let request = format!("GET / HTTP/1.1\r\nhost: t\r\nconnection: close\r\naccept-encoding: {accept}\r\n\r\n");
+        let mut client = door.connect(&request).await;
+        assert!(tokio::io::copy(&mut client, &mut tokio::io::sink()).await.unwrap() > (SLICES * SLICE) as u64);
+        let at_once = watch.together.load(Ordering::SeqCst);
+        // The head goes with the first of them.
+        assert!(together.contains(&at_once), "{accept}: {at_once} at once");
+        let held = watch.held.load(Ordering::SeqCst);
+        assert!(held <= most as u64, "{accept}: {held} bytes were held at once");
     }
 }
 
