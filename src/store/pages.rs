@@ -3,7 +3,7 @@
 //! An allocator keeps what is freed for the next who asks, thread by thread; packs of 4 MiB that come and go all day would
 //! make it keep several times what is in use. Pages of their own are gone with the last slice of the pack. They are asked
 //! for as huge ones where the system has those for who asks (madvise(2), `MADV_HUGEPAGE`): a pack is then two faults, not a
-//! thousand.
+//! thousand. A pack that is shorter than one of them gets its small ones all at once (`MADV_POPULATE_WRITE`).
 
 use std::io;
 
@@ -30,10 +30,11 @@ pub fn filled(len: usize, fill: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io:
         return Ok(bytes.into());
     };
     #[cfg(target_os = "linux")]
-    if len >= HUGE
-        && let Err(error) = pages.advise(memmap2::Advice::HugePage)
     {
-        tracing::trace!(%error, "a pack lies in small pages");
+        let advice = if len < HUGE { memmap2::Advice::PopulateWrite } else { memmap2::Advice::HugePage };
+        if let Err(error) = pages.advise(advice) {
+            tracing::trace!(%error, "a pack takes a fault for each small page");
+        }
     }
     fill(&mut pages)?;
     Ok(Bytes::from_owner(pages))
