@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::model::{Org, SyncId, Watermark};
+use crate::serve::batch::marks::Mark;
 use crate::serve::batch::plan::{Column, Next, Queue};
 use crate::serve::batch::{Ask, LoadError, Loaded};
 
@@ -336,25 +337,28 @@ impl Run {
         self.loads.extend(more);
     }
 
-    /// Sends the loads at the watermark that is known, if nobody who waits tells it. Else nothing has changed, and one has
-    /// to be taken.
-    pub fn send_known(&self, known: impl FnOnce() -> Option<Watermark>) -> Option<Watermark> {
+    /// Sends the loads at the watermark that is known, if nobody who waits tells it, or it was taken less than `young` ago.
+    /// Else nothing has changed, and one has to be taken.
+    pub fn send_known(&self, known: impl FnOnce() -> Option<Mark>, young: Duration) -> Option<Watermark> {
         let state = self.flight.lock();
-        if self.loads.iter().any(|load| load.told.load(Ordering::Relaxed)) {
+        // Whoever joined until now has seen what is known now, or less.
+        let Mark { watermark, taken } = known()?;
+        let tellable = taken.elapsed() < young;
+        if !tellable && self.loads.iter().any(|load| load.told.load(Ordering::Relaxed)) {
             return None;
         }
-        let watermark = known()?;
-        self.sent(&watermark, false);
+        self.sent(&watermark, tellable);
         drop(state);
         Some(watermark)
     }
 
     /// From now on nobody may join who needs more than what is read at `taken`, or at `known` if that is later. Gives
     /// the later one. To be called before the statement is sent.
-    pub fn send(&self, taken: Watermark, known: impl FnOnce() -> Option<Watermark>) -> Watermark {
+    pub fn send(&self, taken: Watermark, known: impl FnOnce() -> Option<Mark>) -> Watermark {
         let state = self.flight.lock();
         // Whoever joined until now has seen what is known now, or less.
-        let later = known().filter(|known| known.epoch == taken.epoch && known.sync_id > taken.sync_id);
+        let known = known().map(|mark| mark.watermark);
+        let later = known.filter(|known| known.epoch == taken.epoch && known.sync_id > taken.sync_id);
         let watermark = later.unwrap_or(taken);
         self.sent(&watermark, true);
         drop(state);

@@ -18,7 +18,16 @@ const POLL: Duration = Duration::from_millis(20);
 /// Takes watermarks, and remembers the last.
 pub struct Marks {
     source: Arc<dyn Source>,
-    known: Mutex<Option<Watermark>>,
+    known: Mutex<Option<Mark>>,
+}
+
+/// A watermark that is true of everything that is read from now on, and when it was last heard of.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    /// Up to here everything is seen.
+    pub watermark: Watermark,
+    /// When it was taken.
+    pub taken: Instant,
 }
 
 impl Marks {
@@ -43,7 +52,7 @@ impl Marks {
         let limit = Instant::now() + wait;
         loop {
             let known = match self.known() {
-                Some(known) if known.sync_id >= needed => return Ok(()),
+                Some(known) if known.watermark.sync_id >= needed => return Ok(()),
                 _ if needed == SyncId::ZERO => return Ok(()),
                 _ => self.take().await.map_err(LoadError::from)?,
             };
@@ -58,19 +67,16 @@ impl Marks {
     }
 
     /// The last one that was taken.
-    pub fn known(&self) -> Option<Watermark> {
+    pub fn known(&self) -> Option<Mark> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Remembers it, and gives the highest known of its epoch.
     fn remember(&self, watermark: Watermark) -> Watermark {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) =
-            known.as_ref().filter(|known| known.epoch == watermark.epoch && known.sync_id > watermark.sync_id)
-        {
-            return known.clone();
-        }
-        *known = Some(watermark.clone());
-        watermark
+        let later = |known: &Watermark| known.epoch == watermark.epoch && known.sync_id > watermark.sync_id;
+        let highest = known.take().map(|known| known.watermark).filter(later).unwrap_or(watermark);
+        *known = Some(Mark { watermark: highest.clone(), taken: Instant::now() });
+        highest
     }
 }

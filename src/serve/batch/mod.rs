@@ -8,8 +8,9 @@
 //! batches by itself.
 //!
 //! Callers that overlap share a little more: what was read for one of them may be joined for some milliseconds after it was
-//! sent (`loader.share_ms`), answered or not, and is told with the watermark it was read at. Who must see what it has
-//! written itself says so by `firstSyncId`.
+//! sent (`loader.share_ms`), answered or not, and is told with the watermark it was read at; and a watermark that was taken for
+//! one of them is told of what is read for others, for as long. Who must see what it has written itself says so by
+//! `firstSyncId`.
 //!
 //! Rules of the room:
 //! - What is shared does not depend on any caller: rows with their groups. Each caller filters them by its own.
@@ -367,7 +368,10 @@ impl Shared {
             sleep(GATHER).await;
             run.fill();
         }
-        let watermark = match run.send_known(|| self.marks.known()) {
+        // Callers that overlap share a watermark as they share rows: one that was taken a moment ago is true of what is read now.
+        let share = Duration::from_millis(self.settings.share_ms);
+        let young = if self.flight.visits() > 1 { share } else { Duration::ZERO };
+        let watermark = match run.send_known(|| self.marks.known(), young) {
             Some(known) => known,
             None => {
                 let taken = match self.marks.take().await {
