@@ -1,5 +1,7 @@
 //! The loader over a source in memory: who shares what, and who is told what.
 
+mod told;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -251,49 +253,6 @@ async fn what_was_read_is_joined_by_callers_that_overlap_and_not_for_long() {
     bench.source.set_fate(Fate::Answered);
     assert!(bench.load(&o, &ids([1])).await.is_ok());
     drop(other);
-    bench.until_idle().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_load_whose_watermark_nobody_tells_is_read_at_the_last_and_joined_by_nobody_who_does() {
-    let bench = Bench::new(LoaderSettings::default());
-    let o = org("o");
-    let first = bench.put(&o, 1, "x");
-    bench.load(&o, &ids([1])).await.unwrap();
-    bench.put(&o, 1, "y");
-    tokio::time::sleep(Duration::from_millis(60)).await;
-    bench.source.set_fate(Fate::Held);
-    let (loader, untold) = (bench.loader.clone(), Need { at_least: first, told: false });
-    let quiet = tokio::spawn(async move { loader.load(&org("o"), &ids([1]), untold, soon()).await });
-    bench.until_lookups(2).await;
-    let tells = bench.spawn(&o, ids([1]), SyncId::ZERO);
-    bench.until_lookups(3).await;
-    bench.source.set_fate(Fate::Answered);
-    let (quiet, tells) = (quiet.await.unwrap().unwrap(), tells.await.unwrap().unwrap());
-    assert_eq!((quiet[0].sync_id, tells[0].sync_id), (first, SyncId(2)));
-    bench.until_idle().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn callers_who_overlap_are_told_a_watermark_of_a_moment_ago_and_see_the_rows_as_they_are() {
-    let bench = Bench::new(LoaderSettings::default());
-    let o = org("o");
-    let first = bench.put(&o, 1, "x");
-    let other = bench.loader.visit();
-    assert_eq!(bench.load(&o, &ids([1])).await.unwrap()[0].sync_id, first);
-    let second = bench.put(&o, 2, "y");
-    let loaded = bench.load(&o, &ids([2])).await.unwrap();
-    assert_eq!((loaded[0].sync_id, loaded[0].rows.len()), (first, 1));
-    // Who names the sync id it has seen is never told an older one.
-    let loaded = bench.loader.load(&o, &ids([1, 2]), need(second), soon()).await.unwrap();
-    assert!(loaded.iter().all(|load| load.sync_id >= second && load.rows.len() == 1));
-    let third = bench.put(&o, 3, "z");
-    tokio::time::sleep(Duration::from_millis(60)).await;
-    assert_eq!(bench.load(&o, &ids([3])).await.unwrap()[0].sync_id, third);
-    // Who is alone is told the newest.
-    drop(other);
-    let fourth = bench.put(&o, 4, "z");
-    assert_eq!(bench.load(&o, &ids([3])).await.unwrap()[0].sync_id, fourth);
     bench.until_idle().await;
 }
 
