@@ -70,8 +70,12 @@ impl Bench {
     }
 
     fn spawn(&self, org: &Org, asks: Vec<Ask>, at_least: SyncId) -> JoinHandle<Outcome> {
+        self.spawn_with(org, asks, need(at_least))
+    }
+
+    fn spawn_with(&self, org: &Org, asks: Vec<Ask>, need: Need) -> JoinHandle<Outcome> {
         let (loader, org) = (self.loader.clone(), org.clone());
-        tokio::spawn(async move { loader.load(&org, &asks, need(at_least), soon()).await })
+        tokio::spawn(async move { loader.load(&org, &asks, need, soon()).await })
     }
 
     async fn load(&self, org: &Org, asks: &[Ask]) -> Outcome {

@@ -11,8 +11,7 @@ async fn a_load_whose_watermark_nobody_tells_is_read_at_the_last_and_joined_by_n
     bench.put(&o, 1, "y");
     tokio::time::sleep(Duration::from_millis(60)).await;
     bench.source.set_fate(Fate::Held);
-    let (loader, untold) = (bench.loader.clone(), Need { at_least: first, told: false });
-    let quiet = tokio::spawn(async move { loader.load(&org("o"), &ids([1]), untold, soon()).await });
+    let quiet = bench.spawn_with(&o, ids([1]), Need { at_least: first, told: false });
     bench.until_lookups(2).await;
     let tells = bench.spawn(&o, ids([1]), SyncId::ZERO);
     bench.until_lookups(3).await;
