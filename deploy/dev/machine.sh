@@ -26,8 +26,19 @@ install_packages() {
     has apt-get || die "$what is missing, and only Debian and Ubuntu are set up by themselves: install it, then run this again"
     can_be_root || die "$what is missing: install it as root (apt-get install $*), then run this again"
     say "installing $what ($*)"
-    as_root apt-get update -qq >/dev/null
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    update_packages
+    with_packages as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "$@"
+}
+
+# The lists of what can be installed.
+update_packages() { with_packages as_root apt-get update -qq; }
+
+# with_packages COMMAND...: runs apt. Tests that run side by side may all miss something, and it sends away whoever comes second.
+with_packages() {
+    (
+        flock 9
+        "$@" >/dev/null
+    ) 9>"${TMPDIR:-/tmp}/headstart-packages.$(id -u).lock"
 }
 
 # Cargo, and the C compiler that some crates build with.

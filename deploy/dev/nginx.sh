@@ -18,7 +18,7 @@ unpack_nginx() {
     local part
     mkdir -p "$(dirname "$programs")"
     part=$(mktemp -d "$programs.XXXXXX")
-    ! can_be_root || as_root apt-get update -qq >/dev/null
+    ! can_be_root || update_packages
     # apt reads and writes as a user of its own.
     chmod 777 "$part"
     (cd "$part" && apt-get download -qq nginx >/dev/null && dpkg -x nginx_*.deb .) || die "nginx could not be unpacked"
