@@ -31,10 +31,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Bounds the arenas, unless the environment says how many (mallopt(3)).
+/// Bounds the arenas, unless the environment says how many (mallopt(3), and the tunables of glibc's manual).
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn bound_arenas() {
-    if ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"].iter().any(|name| std::env::var_os(name).is_some()) {
+    let tunables = std::env::var("GLIBC_TUNABLES").unwrap_or_default();
+    if std::env::var_os("MALLOC_ARENA_MAX").is_some() || tunables.contains("arena_max") {
         return;
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

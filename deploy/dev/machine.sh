@@ -37,7 +37,7 @@ update_packages() { with_packages as_root apt-get update -qq; }
 with_packages() {
     (
         flock 9
-        "$@" >/dev/null
+        "$@" >/dev/null 9>&-
     ) 9>"${TMPDIR:-/tmp}/headstart-packages.$(id -u).lock"
 }
 

@@ -8,7 +8,7 @@
 //! Rules of the room:
 //! - Before the first byte an error is a problem document. After it, an error breaks the connection: a body that ends
 //!   cleanly is whole.
-//! - Nothing is buffered beyond one piece for a connection; whoever reads slowly slows down only itself, and whoever does
+//! - Nothing is buffered beyond one piece for a connection, or a MiB of slices of packs, which all share; whoever reads slowly slows down only itself, and whoever does
 //!   not read is cut off.
 //! - Nothing that a caller sent is trusted to be short, and nothing internal is told.
 //! - Every request leaves exactly one line in the log.

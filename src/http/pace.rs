@@ -1,13 +1,13 @@
 //! How fast clients take what they are given, and the end of those who don't.
 //!
 //! An answer goes to its connection in pieces, the next one only when less than [`PIECE`] bytes of those before wait for the
-//! socket. So a client that stops reading costs what its body gives at once, what that holds behind it, and what the kernel
-//! may keep unsent. And it can be told how slow a client is: by how long so many bytes have been waiting, however few of
+//! socket (slices of packs: a few slices). So a client that stops reading costs what its body gives at once, what that holds
+//! behind it, and what the kernel may keep unsent. And it can be told how slow a client is: by how long so many bytes have been waiting, however few of
 //! them trickle away meanwhile.
 //!
 //! What is made for one answer comes in small pieces. Slices of packs and spools take no memory of the connection's, so they
-//! are handed over whole, up to a [MiB](WHOLE), and those of a snapshot several at once, since a caller in few teams, or a
-//! snapshot that was refreshed, has many short ones: the kernel copies them, and the fewer the calls and the fuller the
+//! are handed over whole, up to a [MiB](WHOLE), and those of a snapshot [several](SLICES) at once, since a caller in few
+//! teams, or a snapshot that was refreshed, has many short ones: the kernel copies them, and the fewer the calls and the fuller the
 //! packets, the less of that is anything but copying. (`sendfile` copies nothing, but gives the socket single pages of 4 KiB: by
 //! loopback, ten clients got 1.5 times as much a second this way, and took half the processor time to read it.)
 //!
@@ -46,6 +46,9 @@ pub const WHOLE: usize = 1 << 20;
 /// copies in for many has to be in the processor's cache still when they take it.
 const TOGETHER: usize = 16 << 20;
 const EACH: usize = WHOLE / 2;
+
+/// How many slices of packs may wait for a socket: each keeps its whole pack in memory. One while others wait for such room.
+const SLICES: usize = 4;
 
 /// How much of an answer the kernel keeps of what it has not sent yet, in bytes. Without it the kernel takes megabytes for
 /// a client that does not read. It says that there is room again when half of it is sent (Linux, `tcp_stream_memory_free`),
@@ -121,14 +124,16 @@ struct Shared {
     next: AtomicU64,
     /// Answers that have not ended.
     answers: AtomicUsize,
+    /// Whether somebody waits for room that packs take.
+    crowded: AtomicBool,
 }
 
 impl Pacing {
     /// With a progress deadline.
     pub fn new(progress: Duration, metrics: Metrics) -> Self {
         let (slow, slowed) = (Mutex::default(), Notify::new());
-        let (next, answers) = (AtomicU64::new(0), AtomicUsize::new(0));
-        Self { shared: Arc::new(Shared { progress, metrics, slow, slowed, next, answers }) }
+        let (next, answers, crowded) = (AtomicU64::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+        Self { shared: Arc::new(Shared { progress, metrics, slow, slowed, next, answers, crowded }) }
     }
 
     /// The pace of a new connection.
@@ -150,7 +155,12 @@ impl Pacing {
     /// Cuts the longest-stalled clients that keep packs in memory, one after the other, whenever somebody waits for room
     /// and for as long as that is so. Never returns while the other end of `crowded` lives.
     pub async fn make_room(self, mut crowded: watch::Receiver<bool>) {
-        while crowded.wait_for(|crowded| *crowded).await.is_ok() {
+        loop {
+            self.shared.crowded.store(*crowded.borrow(), Ordering::Relaxed);
+            if crowded.wait_for(|crowded| *crowded).await.is_err() {
+                return;
+            }
+            self.shared.crowded.store(true, Ordering::Relaxed);
             if let Some(cut) = self.cut_longest() {
                 // What it held is free now, and others may have room.
                 let _ = timeout(CUT_WITHIN, cut.gone.cancelled()).await;
@@ -203,6 +213,8 @@ struct State {
     taken: usize,
     /// Bytes of the pieces that were handed over and that the socket has not taken whole.
     handed: usize,
+    /// How many pieces those are.
+    pieces: usize,
     /// The body that waits to hand over the next one.
     body: Option<Waker>,
 }
@@ -289,16 +301,29 @@ impl Pace {
             self.accepted.notify_one();
         }
         self.in_flight().dec_by(level(std::mem::take(&mut state.handed)));
+        state.pieces = 0;
         if let Some(body) = state.body.take() {
             body.wake();
         }
     }
 
-    /// Ready when fewer than `most` bytes wait for the socket, with how many those are.
-    fn poll_room(&self, most: usize, cx: &Context<'_>) -> Poll<usize> {
+    /// Ready when there is room for another piece of this kind, with how many bytes wait for the socket.
+    fn poll_room(&self, pieces: Pieces, cx: &Context<'_>) -> Poll<usize> {
+        let together = pieces == Pieces::Slices && !self.pacing.shared.crowded.load(Ordering::Relaxed);
         let mut state = self.state();
-        if state.handed < most {
+        let few = together && state.pieces < SLICES && state.handed < self.most();
+        if state.handed < PIECE || few {
             return Poll::Ready(state.handed);
+        }
+        state.body = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Ready when nothing waits for the socket.
+    fn poll_taken(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.state();
+        if state.handed == 0 {
+            return Poll::Ready(());
         }
         state.body = Some(cx.waker().clone());
         Poll::Pending
@@ -311,7 +336,10 @@ impl Pace {
     }
 
     fn hand_over(&self, len: usize) {
-        self.state().handed += len;
+        let mut state = self.state();
+        state.handed += len;
+        state.pieces += 1;
+        drop(state);
         self.in_flight().inc_by(level(len));
     }
 

@@ -32,8 +32,8 @@ use crate::http::HttpSettings;
 use crate::http::pace::{Cut, PacedIo, Pacing, Socket, UNSENT, WHOLE};
 use crate::task::Tasks;
 
-/// The largest request head that is read at all, in bytes. Beyond it there is no telling what the request was: it gets a bare
-/// 431 and its connection is closed.
+/// The largest request head that is read at all, in bytes, give or take one read of 16 KiB. Beyond it there is no telling what the
+/// request was: it gets a bare 431 and its connection is closed.
 const MAX_HEAD: usize = 128 << 10;
 
 /// Lets the process have as many files open as the system allows: every connection is one, and many systems begin with
@@ -84,7 +84,8 @@ pub async fn serve(
     http.timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(settings.idle_timeout_s))
         .max_header_size(MAX_HEAD)
-        // What is sent in one call. How much of it there is, the pace decides.
+        // What is sent in one call. How much of it there is, the pace decides; and by how little is read at once, how large
+        // the buffer of what comes grows, which this bounds too.
         .max_buf_size(WHOLE);
     loop {
         let accepted = stop.run_until_cancelled(async {

@@ -8,14 +8,15 @@ use std::task::{Context, Poll, ready};
 use axum::body::{Body, Bytes, HttpBody};
 use http_body::{Frame, SizeHint};
 
-use crate::http::pace::{PIECE, Pace, Pieces};
+use crate::http::pace::{Pace, Pieces};
 
 /// How many bytes a connection may be given before others have their turn, the last piece not counted: a socket that takes
 /// everything at once would keep its thread from them, and they would wait for their first byte.
 const TURN: usize = 256 << 10;
 
 /// A body that is handed over in pieces, each when those before are with the socket. Slices of packs are handed over while they
-/// are few bytes together: what waits for the socket goes to it in one call.
+/// are few and short: what waits for the socket goes to it in one call. Where the length is known, the last piece waits for
+/// all before it, so that an answer ends for the service when no more than that is left.
 pub struct PacedBody {
     body: Body,
     pace: Arc<Pace>,
@@ -47,9 +48,7 @@ impl HttpBody for PacedBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let most = self.pace.most();
-        let room = if self.pieces == Pieces::Slices { most } else { PIECE };
-        let handed = ready!(self.pace.poll_room(room, cx));
+        let handed = ready!(self.pace.poll_room(self.pieces, cx));
         // Not between pieces that are to go together.
         if handed == 0 && self.since_turn >= TURN {
             self.since_turn = 0;
@@ -58,7 +57,7 @@ impl HttpBody for PacedBody {
         }
         while self.rest.is_empty() {
             if self.broken.is_some() {
-                ready!(self.pace.poll_room(1, cx));
+                ready!(self.pace.poll_taken(cx));
                 return Poll::Ready(self.broken.take().map(Err));
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
@@ -70,7 +69,10 @@ impl HttpBody for PacedBody {
                 None => return Poll::Ready(None),
             }
         }
-        let len = most.saturating_sub(handed).min(self.rest.len());
+        let len = self.pace.most().saturating_sub(handed).min(self.rest.len());
+        if len == self.rest.len() && self.pieces == Pieces::Slices && self.body.is_end_stream() {
+            ready!(self.pace.poll_taken(cx));
+        }
         self.since_turn += len;
         let piece = if len == self.rest.len() { std::mem::take(&mut self.rest) } else { self.rest.split_to(len) };
         self.pace.hand_over(len);

@@ -1,12 +1,13 @@
 //! The writing end: a socket that tells its connection's [pace](super) what it took.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -94,9 +95,17 @@ impl<S: Socket> Drop for PacedIo<S> {
     }
 }
 
+/// How much is read at once. hyper makes its buffer larger while reads fill it, so this keeps it small however much is sent.
+const READ: usize = 16 << 10;
+
 impl<S: Socket> Read for PacedIo<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = [const { MaybeUninit::uninit() }; READ];
+        let room = READ.min(buf.remaining());
+        let mut read = ReadBuf::uninit(&mut bytes[..room]);
+        ready!(Pin::new(&mut self.io).poll_read(cx, read.unfilled()))?;
+        buf.put_slice(read.filled());
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -98,8 +98,9 @@ impl Service {
         let asks = query.requests.iter().enumerate().map(|(index, request)| ask(&schema, index, request));
         let asks = asks.collect::<Result<Vec<_>, _>>()?;
         let need = Need { at_least: query.first_sync_id.unwrap_or_default(), told: true };
-        let _visit = self.loader().visit();
-        let loaded = self.loader().load(&org, &asks, need, deadline).await;
+        // It lasts while memberships are read, too.
+        let visit = self.loader().visit();
+        let loaded = self.loader().load_within(&visit, &org, &asks, need, deadline).await;
         let loaded = loaded.map_err(|error| too_much(query, &asks, error))?;
         let caller = self.caller(claims).await?;
         BatchAnswer::new(caller, &asks, loaded, self.batches().max_rows, self.metrics().raw_bytes.clone())
@@ -166,7 +167,7 @@ impl BatchAnswer {
                     places.push((load, row));
                     places.len() - 1
                 });
-                if loaded[places[place].0].sync_id < loaded[load].sync_id {
+                if loaded[places[place].0].read_at() < loaded[load].read_at() {
                     places[place] = (load, row);
                 }
             }

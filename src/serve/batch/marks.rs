@@ -21,12 +21,12 @@ pub struct Marks {
     known: Mutex<Option<Mark>>,
 }
 
-/// A watermark that is true of everything that is read from now on, and when it was last heard of.
+/// A watermark that is true of everything that is read from now on, and since when.
 #[derive(Clone, Debug)]
 pub struct Mark {
     /// Up to here everything is seen.
     pub watermark: Watermark,
-    /// When it was taken.
+    /// When it was asked for.
     pub taken: Instant,
 }
 
@@ -41,7 +41,9 @@ impl Marks {
     /// # Errors
     /// The source's.
     pub async fn take(&self) -> Result<Watermark, SourceError> {
-        Ok(self.remember(self.source.watermark().await?))
+        // It may have been true for as long as the answer took.
+        let asked = Instant::now();
+        Ok(self.remember(self.source.watermark().await?, asked))
     }
 
     /// Waits until the watermark is at `needed`, for at most `wait`.
@@ -72,11 +74,14 @@ impl Marks {
     }
 
     /// Remembers it, and gives the highest known of its epoch.
-    fn remember(&self, watermark: Watermark) -> Watermark {
+    pub(super) fn remember(&self, watermark: Watermark, asked: Instant) -> Watermark {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let later = |known: &Watermark| known.epoch == watermark.epoch && known.sync_id > watermark.sync_id;
-        let highest = known.take().map(|known| known.watermark).filter(later).unwrap_or(watermark);
-        *known = Some(Mark { watermark: highest.clone(), taken: Instant::now() });
-        highest
+        let later =
+            |known: &&Mark| known.watermark.epoch == watermark.epoch && known.watermark.sync_id > watermark.sync_id;
+        if let Some(later) = known.as_ref().filter(later) {
+            return later.watermark.clone();
+        }
+        *known = Some(Mark { watermark: watermark.clone(), taken: asked });
+        watermark
     }
 }

@@ -40,7 +40,7 @@ use tracing::Instrument;
 
 use crate::chain::Chain;
 use crate::metrics::Metrics;
-use crate::model::{Epoch, Field, Org, Schema, SyncGroup, SyncId, User, key};
+use crate::model::{Epoch, Field, Org, Schema, SyncGroup, SyncId, User, Watermark, key};
 use crate::serve::batch::inflight::{Bounds, InFlight, Load, Need, Outcome, Run, Visit};
 use crate::serve::batch::marks::Marks;
 use crate::serve::batch::members::Members;
@@ -134,10 +134,19 @@ pub struct Loaded {
     pub epoch: Epoch,
     /// They hold everything up to here.
     pub sync_id: SyncId,
+    /// When their statement was sent.
+    sent: Instant,
     /// The rows, with the groups that say who sees them. Empty groups: nobody.
     pub rows: Vec<FoundRow>,
     /// Counts the memory of the rows of one statement for as long as any of its loads is held.
     _held: Arc<HeldBytes>,
+}
+
+impl Loaded {
+    /// What orders two readings of a row: callers that overlap share a sync id, so when it was read counts, too.
+    fn read_at(&self) -> (SyncId, Instant) {
+        (self.sync_id, self.sent)
+    }
 }
 
 /// Memory that answers hold.
@@ -240,7 +249,7 @@ impl Loader {
     }
 
     /// Counts a caller as at work until the visit is dropped. What callers at the same time read they may share, so whoever
-    /// asks for several things holds one around them all.
+    /// asks for several things holds one around them all. One caller has one: whoever is alone waits for nobody.
     pub fn visit(&self) -> Visit {
         self.shared.flight.visit()
     }
@@ -258,8 +267,22 @@ impl Loader {
         need: Need,
         deadline: Instant,
     ) -> Result<Vec<Arc<Loaded>>, LoadError> {
+        self.load_within(&self.visit(), org, asks, need, deadline).await
+    }
+
+    /// The same for a caller that is counted already.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub async fn load_within(
+        &self,
+        _visit: &Visit,
+        org: &Org,
+        asks: &[Ask],
+        need: Need,
+        deadline: Instant,
+    ) -> Result<Vec<Arc<Loaded>>, LoadError> {
         let began = Instant::now();
-        let _visit = self.visit();
         let loaded = timeout_at(deadline, self.load_settled(org, asks, need));
         let loaded = loaded.instrument(span!("load rows", keys = asks.len())).await;
         self.shared.metrics.load_wait(began.elapsed());
@@ -393,8 +416,9 @@ impl Shared {
                 max_bytes: self.settings.statement_bytes,
             };
             self.metrics.lookup(part.len());
+            let sent = Instant::now();
             match (self.source.lookup(&lookup).await, part.as_slice()) {
-                (Ok(found), _) => run.finish(self.outcomes(part, found, &watermark.epoch, watermark.sync_id)),
+                (Ok(found), _) => run.finish(self.outcomes(part, found, &watermark, sent)),
                 (Err(SourceError::TooLarge(bytes)), [load]) => {
                     let error = LoadError::TooLarge { ask: load.ask().clone(), bytes };
                     run.finish(part.into_iter().map(|load| (load, Err(error.clone()))));
@@ -417,16 +441,17 @@ impl Shared {
         &self,
         loads: Vec<Arc<Load>>,
         found: Found,
-        epoch: &Epoch,
-        sync_id: SyncId,
+        watermark: &Watermark,
+        sent: Instant,
     ) -> Vec<(Arc<Load>, Outcome)> {
         let bytes = found.rows.iter().map(|row| row.line.len()).sum();
         self.metrics.looked_up(found.rows.len(), bytes);
         let held = HeldBytes::new(bytes, self.held.clone());
         let loaded = |rows: &Vec<usize>| Loaded {
             schema: found.schema.clone(),
-            epoch: epoch.clone(),
-            sync_id,
+            epoch: watermark.epoch.clone(),
+            sync_id: watermark.sync_id,
+            sent,
             rows: rows.iter().map(|row| found.rows[*row].clone()).collect(),
             _held: held.clone(),
         };

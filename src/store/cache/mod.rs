@@ -4,8 +4,8 @@
 //! load begins, since the manifest says its length, and what it loads is checked before anyone sees it. Readers hold
 //! what they got with a [`Pinned`] handle, or with slices of it that go to a socket; it counts until the last of them
 //! is dropped. So memory stays within the limit however slow the readers are, and a load may have to wait. A reader
-//! that asks for a pack while it holds others can be what others wait for: hold one pack at a time, and give the last
-//! one up before asking for the next.
+//! that asks for a pack while it holds others can be what others wait for: hold few at a time, and let go of them without
+//! waiting for the next.
 //!
 //! A manifest's length is only known once it is decoded, so only four are loaded at a time, and those are not
 //! counted until then.
@@ -200,12 +200,12 @@ impl PackCache {
     async fn load_manifest(self, slot: Slot, snapshot: SnapshotId) -> Loaded {
         let _one_of_few = self.manifests.acquire().await;
         let bytes = self.store.manifest(&slot, snapshot).await?;
-        let fault = match Manifest::decode(&bytes) {
+        // Large orgs have many sets.
+        let decoded = task::blocking(move || Manifest::decode(&bytes).map(Selectable::new));
+        let fault = match decoded.await {
             Ok(manifest)
                 if (&manifest.org, &manifest.schema_hash, manifest.id) == (&slot.org, &slot.schema, snapshot) =>
             {
-                drop(bytes);
-                let manifest = Selectable::new(manifest);
                 let room = self.shelf.room(manifest.weight(), self.room_wait).await.ok_or(StoreError::NoRoom)?;
                 return Ok((Value::Manifest(Arc::new(manifest)), room));
             }

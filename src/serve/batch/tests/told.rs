@@ -1,6 +1,8 @@
 //! What answers say they were read at.
 
 use super::*;
+use crate::model::{Epoch, Watermark};
+use crate::serve::batch::marks::Marks;
 
 #[tokio::test(start_paused = true)]
 async fn a_load_whose_watermark_nobody_tells_is_read_at_the_last_and_joined_by_nobody_who_does() {
@@ -42,4 +44,32 @@ async fn callers_who_overlap_are_told_a_watermark_of_a_moment_ago_and_see_the_ro
     let fourth = bench.put(&o, 4, "z");
     assert_eq!(bench.load(&o, &ids([3])).await.unwrap()[0].sync_id, fourth);
     bench.until_idle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_alone_waits_for_nobody_and_is_told_the_newest() {
+    let bench = Bench::new(LoaderSettings::default());
+    let o = org("o");
+    for id in 1..4 {
+        let written = bench.put(&o, id, "x");
+        // As a batch does, which reads memberships within its visit.
+        let (visit, began) = (bench.loader.visit(), Instant::now());
+        let loaded = bench.loader.load_within(&visit, &o, &ids([id]), need(SyncId::ZERO), soon()).await.unwrap();
+        assert_eq!((loaded[0].sync_id, began.elapsed()), (written, Duration::ZERO));
+    }
+    bench.until_idle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watermark_that_comes_late_makes_none_young_again() {
+    let bench = Bench::new(LoaderSettings::default());
+    let marks = &bench.loader.shared.marks;
+    let mark = |sync_id| Watermark { epoch: Epoch::new("e"), sync_id: SyncId(sync_id) };
+    let (early, later) = (Instant::now(), Instant::now() + Duration::from_millis(30));
+    let known = |marks: &Marks| marks.known().map(|mark| (mark.watermark.sync_id, mark.taken)).unwrap();
+    assert_eq!(marks.remember(mark(5), early), mark(5));
+    assert_eq!(marks.remember(mark(3), later), mark(5), "a slow probe began before");
+    assert_eq!(known(marks), (SyncId(5), early));
+    assert_eq!(marks.remember(mark(5), later), mark(5));
+    assert_eq!(known(marks), (SyncId(5), later));
 }
