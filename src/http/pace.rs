@@ -6,7 +6,7 @@
 //! them trickle away meanwhile.
 //!
 //! What is made for one answer comes in small pieces. Slices of packs and spools take no memory of the connection's, so they
-//! are handed over whole, up to a [MiB](WHOLE), and those of a snapshot [several](SLICES) at once, since a caller in few
+//! are handed over whole, up to a [MiB](WHOLE), and those of a snapshot several at once, since a caller in few
 //! teams, or a snapshot that was refreshed, has many short ones: the kernel copies them, and the fewer the calls and the fuller the
 //! packets, the less of that is anything but copying. (`sendfile` copies nothing, but gives the socket single pages of 4 KiB: by
 //! loopback, ten clients got 1.5 times as much a second this way, and took half the processor time to read it.)
