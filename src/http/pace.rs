@@ -2,13 +2,13 @@
 //!
 //! An answer goes to its connection in pieces, the next one only when less than [`PIECE`] bytes of those before wait for the
 //! socket (slices of packs: a few slices). So a client that stops reading costs what its body gives at once, what that holds
-//! behind it, and what the kernel may keep unsent. And it can be told how slow a client is: by how long so many bytes have been waiting, however few of
-//! them trickle away meanwhile.
+//! behind it, and what the kernel may keep unsent. And it can be told how slow a client is: by how long so many bytes have been
+//! waiting, however few of them trickle away meanwhile.
 //!
 //! What is made for one answer comes in small pieces. Slices of packs and spools take no memory of the connection's, so they
-//! are handed over whole, up to a [MiB](WHOLE), and those of a snapshot several at once, since a caller in few
-//! teams, or a snapshot that was refreshed, has many short ones: the kernel copies them, and the fewer the calls and the fuller the
-//! packets, the less of that is anything but copying. (`sendfile` copies nothing, but gives the socket single pages of 4 KiB: by
+//! are handed over whole, up to a [MiB](WHOLE), and those of a snapshot several at once, since a caller in few teams, or a
+//! snapshot that was refreshed, has many short ones: the kernel copies them, and the fewer the calls and the fuller the packets,
+//! the less of that is anything but copying. (`sendfile` copies nothing, but gives the socket single pages of 4 KiB: by
 //! loopback, ten clients got 1.5 times as much a second this way, and took half the processor time to read it.)
 //!
 //! A client is slow once a piece has waited for a second; a gauge counts those. It is cut, its connection reset,
@@ -310,20 +310,20 @@ impl Pace {
     /// Ready when there is room for another piece of this kind, with how many bytes wait for the socket.
     fn poll_room(&self, pieces: Pieces, cx: &Context<'_>) -> Poll<usize> {
         let together = pieces == Pieces::Slices && !self.pacing.shared.crowded.load(Ordering::Relaxed);
-        let mut state = self.state();
-        let few = together && state.pieces < SLICES && state.handed < self.most();
-        if state.handed < PIECE || few {
-            return Poll::Ready(state.handed);
-        }
-        state.body = Some(cx.waker().clone());
-        Poll::Pending
+        let few = |state: &State| together && state.pieces < SLICES && state.handed < self.most();
+        self.poll_until(cx, |state| state.handed < PIECE || few(state))
     }
 
     /// Ready when nothing waits for the socket.
     fn poll_taken(&self, cx: &Context<'_>) -> Poll<()> {
+        self.poll_until(cx, |state| state.handed == 0).map(drop)
+    }
+
+    /// Ready, with how many bytes wait for the socket, once that is so; it is looked at again when the socket has taken them.
+    fn poll_until(&self, cx: &Context<'_>, is_so: impl FnOnce(&State) -> bool) -> Poll<usize> {
         let mut state = self.state();
-        if state.handed == 0 {
-            return Poll::Ready(());
+        if is_so(&state) {
+            return Poll::Ready(state.handed);
         }
         state.body = Some(cx.waker().clone());
         Poll::Pending
