@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/dev/machine.sh
 need_rust
-has c++ || install_packages "a C++ compiler" g++
+need_cxx
 
 seconds=${HEADSTART_FUZZ_SECONDS:-10}
 targets=("$@")

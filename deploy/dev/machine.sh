@@ -47,6 +47,9 @@ need_rust() {
     has cc || install_packages "a C compiler" gcc libc6-dev
 }
 
+# The C++ compiler that libFuzzer is built with.
+need_cxx() { has c++ || install_packages "a C++ compiler" g++; }
+
 is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # free_port FROM: the first port from there on that nobody listens on.
