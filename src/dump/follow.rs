@@ -24,7 +24,7 @@ use crate::dump::DumpError;
 use crate::dump::live::{LiveDump, LiveFrame, Opened};
 use crate::dump::queue::Dumps;
 use crate::model::{SnapshotId, Watermark};
-use crate::snapshot::{Manifest, PackEntry, pack};
+use crate::snapshot::Manifest;
 use crate::source::GroupSets;
 use crate::store::StoreError;
 use crate::task;
@@ -165,20 +165,13 @@ impl Dumps {
 
     /// Copies the frames of a piece's pack into the spool.
     async fn take_pack(&self, live: &Arc<LiveDump>, piece: Manifest, sets: &GroupSets) -> Result<(), Unfit> {
-        let [PackEntry { id, len }] = *piece.packs else {
+        let [entry] = *piece.packs else {
             return Err(Unfit::Other("an announcement of several packs"));
         };
-        let bytes = self.shared.store.pack(&live.slot().org, id).await?;
+        let bytes = self.shared.store.whole_pack(&live.slot().org, entry).await?;
         let spooled = live.clone();
         let ids: Vec<_> = piece.sets.iter().map(|set| sets.intern(set.clone())).collect();
         let frames = task::blocking(move || {
-            if bytes.len() != len as usize || pack::verify(&bytes).is_err() {
-                let what = format!("pack {id} of org {:?}", spooled.slot().org);
-                return Err(Unfit::Store(StoreError::Damaged {
-                    what,
-                    fault: "it is not what was announced".to_owned(),
-                }));
-            }
             let frames = piece.frames.iter().map(|frame| {
                 let start = frame.offset as usize;
                 let offset = spooled.spool().append(&bytes[start..start + frame.len as usize])?;
@@ -195,7 +188,7 @@ impl Dumps {
                     filter_len: 0,
                 })
             });
-            Ok(frames.collect::<Result<Vec<_>, DumpError>>()?)
+            frames.collect::<Result<Vec<_>, DumpError>>()
         })
         .await?;
         for frame in frames {

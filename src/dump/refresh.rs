@@ -45,7 +45,7 @@ use crate::dump::queue::Dumps;
 use crate::dump::renewal::Renewal;
 use crate::dump::spool::Spool;
 use crate::model::Generation;
-use crate::snapshot::{FrameError, IndexError, ManifestError, PackError};
+use crate::snapshot::{FrameError, IndexError, ManifestError};
 use crate::source::SourceError;
 use crate::store::{Facts, Head, Lease, StoreError};
 use crate::trace::span;
@@ -70,8 +70,6 @@ pub(super) enum RefreshError {
     #[error(transparent)]
     Index(#[from] IndexError),
     #[error(transparent)]
-    Pack(#[from] PackError),
-    #[error(transparent)]
     Frame(#[from] FrameError),
     /// A line without an id, or a frame that is not what the manifest says of it.
     #[error("a frame does not hold what the manifest says")]
@@ -87,7 +85,7 @@ impl RefreshError {
             Self::Source(_) | Self::Dump(_) => Full::Failed,
             Self::Store(error) if error.is_lasting() => Full::Damaged,
             Self::Store(_) => Full::Store,
-            Self::Manifest(_) | Self::Index(_) | Self::Pack(_) | Self::Frame(_) | Self::Line => Full::Damaged,
+            Self::Manifest(_) | Self::Index(_) | Self::Frame(_) | Self::Line => Full::Damaged,
         }
     }
 }

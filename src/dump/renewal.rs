@@ -22,9 +22,9 @@ use crate::dump::shards::Shards;
 use crate::dump::stored::StoredPacks;
 use crate::dump::taken::{Apart, Taken};
 use crate::model::key::canonical;
-use crate::model::{Generation, Org, Schema, SyncId, Watermark};
+use crate::model::{Generation, Grants, Org, Schema, SyncId, Watermark};
 use crate::snapshot::index::{self, RowIds};
-use crate::snapshot::pack::{self, TARGET_LEN};
+use crate::snapshot::pack::TARGET_LEN;
 use crate::snapshot::{FrameEntry, Manifest, PackEntry};
 use crate::source::{ActionRange, By, Found, GroupSets, Lookup, Object, SetId, SourceError};
 use crate::store::Facts;
@@ -250,7 +250,7 @@ impl Renewal {
     }
 
     /// The bytes of some frames of a pack: only theirs where they are few, as their own checksums say whether they are
-    /// whole. A frame that is copied is not decoded, so the pack is read and verified.
+    /// whole. A frame that is copied is not decoded, so the whole pack is read.
     async fn stored(&self, entry: PackEntry, frames: &[(FrameEntry, Fate)]) -> Result<Vec<Bytes>, RefreshError> {
         let (store, org) = (self.builder.destination(), &self.manifest.org);
         // Every range was checked against its pack when the manifest was decoded.
@@ -262,12 +262,7 @@ impl Renewal {
             // A store that gives fewer would lose rows.
             return if read.len() == parts.len() { Ok(read) } else { Err(RefreshError::Line) };
         }
-        let bytes = store.pack(org, entry.id).await?;
-        let verified = bytes.clone();
-        task::blocking(move || pack::verify(&verified)).await?;
-        if bytes.len() != entry.len as usize {
-            return Err(RefreshError::Line);
-        }
+        let bytes = store.whole_pack(org, entry).await?;
         Ok(frames.iter().map(|(frame, _)| bytes.slice(frame.offset as usize..end(frame) as usize)).collect())
     }
 
@@ -332,7 +327,7 @@ async fn changed(
 ) -> Result<Vec<(usize, Vec<Arc<str>>)>, RefreshError> {
     let limit = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(1);
     let org = live.slot().org.clone();
-    let range = ActionRange { org, after, to: watermark.sync_id, groups: Vec::new(), limit };
+    let range = ActionRange { org, after, to: watermark.sync_id, groups: Grants::default(), limit };
     let objects = builder.source().changed(&range).await?;
     if objects.len() >= limit {
         return Err(Full::Large(most).into());

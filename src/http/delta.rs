@@ -23,7 +23,6 @@ pub async fn delta(
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
     let (claims, place) = http.admit(Kind::Delta, &headers).await?;
-    let caller = http.caller(&claims, &request).await?;
     let query = DeltaQuery::parse(pairs(&uri)?.iter().map(|(name, value)| (&**name, &**value)))?;
     let delivery = Delivery {
         encoding: http.encoding(&headers)?,
@@ -33,7 +32,9 @@ pub async fn delta(
         started: request.started(),
         limit: http.answer_limit(),
     };
-    let answer = http.service.delta(&caller, &query).await?;
+    let reached = async { http.service.reach(&query).await.map_err(HttpError::from) };
+    let (caller, reached) = tokio::try_join!(http.caller(&claims, &request), reached)?;
+    let answer = http.service.delta(&caller, &query, reached).await?;
     request.answered_from(answer.facts.method, answer.facts.why);
     Ok(held(delivery.respond(answer).await?, place))
 }

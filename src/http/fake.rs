@@ -10,7 +10,7 @@ use futures_util::stream::{self, BoxStream};
 
 use crate::dump::DumpError;
 use crate::model::schema::ModelSchema;
-use crate::model::{Catalog, Epoch, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::model::{Catalog, Epoch, Grants, Schema, SnapshotId, SyncGroup, SyncId};
 use crate::serve::{Answer, Content, Facts, Part, ServeError, SliceLen, SnapshotRef, Stored};
 use crate::snapshot::Compressor;
 use crate::wire::trailer::Method;
@@ -125,7 +125,7 @@ pub fn facts() -> Facts {
         epoch: Epoch::new("e"),
         last_sync_id: SyncId(41),
         schema: schema(),
-        groups: vec![SyncGroup::of("org", "o")],
+        groups: Grants::new(vec![SyncGroup::of("org", "o")]),
         wanted: vec![true],
     }
 }

@@ -4,7 +4,7 @@ use tracing::Instrument;
 
 use crate::auth::Claims;
 use crate::dump::DumpError;
-use crate::model::{Caller, Grants, SyncGroup, User};
+use crate::model::{Caller, Grants, User};
 use crate::serve::{ServeError, Service};
 use crate::trace::span;
 
@@ -32,15 +32,10 @@ impl Service {
         let schema = self.schema().await?;
         let org = schema.org(&claims.org).ok_or(ServeError::ForeignClaim { claim: "org" })?;
         let user = User::new(claims.user.as_str());
-        let groups = match &claims.groups {
-            Some(groups) => groups.clone(),
-            None => {
-                let mut groups = self.loader().memberships(&org, &user).instrument(span!("memberships")).await?;
-                groups.push(SyncGroup::of(SyncGroup::ORG, org.as_str()));
-                groups.push(SyncGroup::of(SyncGroup::USER, user.as_str()));
-                groups
-            }
+        let grants = match &claims.groups {
+            Some(groups) => Grants::new(groups.clone()),
+            None => self.loader().grants(&org, &user).instrument(span!("memberships")).await?,
         };
-        Ok(Caller { org, user, grants: Grants::new(groups) })
+        Ok(Caller { org, user, grants })
     }
 }

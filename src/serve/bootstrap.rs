@@ -85,7 +85,7 @@ impl Asked {
             last_sync_id: snapshot.sync_id,
             snapshot: Some(snapshot),
             schema: self.schema.clone(),
-            groups: self.caller.grants.as_slice().to_vec(),
+            groups: self.caller.grants.clone(),
             wanted: self.wanted.clone(),
         }
     }
@@ -299,7 +299,7 @@ impl Service {
             to: watermark.sync_id,
             // All of the caller's, also where only some were asked for: a row that was removed from those and made anew
             // in another would be taken for gone.
-            groups: asked.caller.grants.as_slice().to_vec(),
+            groups: asked.caller.grants.clone(),
             limit: most,
         };
         let mut actions = self.actions_after(&range).await?;

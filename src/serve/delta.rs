@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::metrics::Counter;
-use crate::model::{Caller, DeltaQuery, Grants, Letter, Org, Schema, SyncGroup, SyncId};
+use crate::model::{Caller, DeltaQuery, Grants, Letter, Org, Schema, SyncId, Watermark};
 use crate::serve::batch::inflight::Need;
 use crate::serve::batch::{Ask, Loaded, Loader};
 use crate::serve::{Answer, Content, Facts, ServeError, Service};
@@ -76,6 +76,12 @@ pub enum Resync {
     Dearer,
 }
 
+/// Where the log is read up to, and how rows look there.
+pub struct Reached {
+    schema: Arc<Schema>,
+    watermark: Watermark,
+}
+
 /// Sync actions that are still to be brought to a caller: part of an answer, read as it is sent.
 pub struct CatchUp {
     loader: Loader,
@@ -85,7 +91,7 @@ pub struct CatchUp {
     schema: Arc<Schema>,
     grants: Grants,
     /// The whole list that a change of memberships tells.
-    groups: Vec<SyncGroup>,
+    groups: Grants,
     actions: Vec<Action>,
     /// Counts what was told, and its lines.
     told: Counter,
@@ -122,7 +128,7 @@ impl CatchUp {
         let mut lines = Vec::new();
         for Action { id, letter, object } in actions {
             let Some(object) = object else {
-                action::groups(&mut lines, *id, &self.groups);
+                action::groups(&mut lines, *id, self.groups.as_slice());
                 continue;
             };
             let row =
@@ -167,20 +173,30 @@ impl Resync {
 }
 
 impl Service {
+    /// Where the log is read up to. It depends on no caller: who it is can be found out meanwhile.
+    ///
+    /// # Errors
+    /// [`ServeError::Resync`] when the cursor is of another history; [`ServeError::Ahead`] when the watermark does not get
+    /// to it in time; the source's.
+    pub async fn reach(&self, query: &DeltaQuery) -> Result<Reached, ServeError> {
+        self.reach_cursor(query).await.inspect_err(|error| self.note_resync(error))
+    }
+
     /// What happened after the caller's cursor.
     ///
     /// # Errors
-    /// [`ServeError::Resync`] when only a bootstrap helps; [`ServeError::Ahead`] when the watermark does not get to the
-    /// cursor in time; the source's.
-    pub async fn delta(&self, caller: &Caller, query: &DeltaQuery) -> Result<Answer, ServeError> {
-        let answer = self.actions_after_cursor(caller, query).await;
-        if let Err(ServeError::Resync(reason)) = &answer {
-            self.metrics().resync(reason.word());
-        }
-        answer
+    /// [`ServeError::Resync`] when only a bootstrap helps; the source's.
+    pub async fn delta(&self, caller: &Caller, query: &DeltaQuery, reached: Reached) -> Result<Answer, ServeError> {
+        self.actions_after_cursor(caller, query, reached).await.inspect_err(|error| self.note_resync(error))
     }
 
-    async fn actions_after_cursor(&self, caller: &Caller, query: &DeltaQuery) -> Result<Answer, ServeError> {
+    fn note_resync(&self, error: &ServeError) {
+        if let ServeError::Resync(reason) = error {
+            self.metrics().resync(reason.word());
+        }
+    }
+
+    async fn reach_cursor(&self, query: &DeltaQuery) -> Result<Reached, ServeError> {
         let schema = self.schema().await?;
         if query.schema_hash.as_ref().is_some_and(|hash| *hash != schema.hash) {
             return Err(ServeError::SchemaMismatch { server: schema.hash.to_string() });
@@ -189,12 +205,21 @@ impl Service {
             return Err(fault.clone().into());
         }
         let watermark = self.wait_for_watermark(query.last_sync_id, Some(&query.epoch)).await?;
+        Ok(Reached { schema, watermark })
+    }
+
+    async fn actions_after_cursor(
+        &self,
+        caller: &Caller,
+        query: &DeltaQuery,
+        Reached { schema, watermark }: Reached,
+    ) -> Result<Answer, ServeError> {
         let to = query.to_sync_id.map_or(watermark.sync_id, |to| to.min(watermark.sync_id));
         let range = ActionRange {
             org: caller.org.clone(),
             after: query.last_sync_id,
             to,
-            groups: caller.grants.as_slice().to_vec(),
+            groups: caller.grants.clone(),
             limit: self.shared.settings.delta.max_actions.saturating_add(1),
         };
         let actions = if to == query.last_sync_id {
@@ -218,7 +243,7 @@ impl Service {
             last_sync_id: to,
             wanted: vec![false; schema.models.len()],
             schema,
-            groups: caller.grants.as_slice().to_vec(),
+            groups: caller.grants.clone(),
         };
         let actions = self.catch_up(caller, &facts, actions);
         Ok(Answer { facts, content: Content::Nothing, actions: Some(actions) })

@@ -32,7 +32,7 @@ use crate::dump::policy::Limits;
 use crate::dump::{DumpError, Dumps};
 pub use crate::dump::{Frames, Part};
 use crate::metrics::Metrics;
-use crate::model::{Epoch, QueryError, Schema, SnapshotId, SyncGroup, SyncId};
+use crate::model::{Epoch, Grants, QueryError, Schema, SnapshotId, SyncGroup, SyncId};
 use crate::serve::batch::answer::BatchSettings;
 use crate::serve::batch::{LoadError, Loader};
 use crate::serve::bootstrap::BootstrapSettings;
@@ -237,7 +237,7 @@ pub struct Facts {
     /// How the rows look.
     pub schema: Arc<Schema>,
     /// The groups the answer is filtered by.
-    pub groups: Vec<SyncGroup>,
+    pub groups: Grants,
     /// For each model of the schema, whether it was asked for; only these are counted.
     pub wanted: Vec<bool>,
 }
@@ -266,7 +266,7 @@ impl Facts {
             last_sync_id: self.last_sync_id,
             snapshot_sync_id: self.snapshot.map(|snapshot| snapshot.sync_id),
             schema_hash: &self.schema.hash,
-            subscribed_sync_groups: &self.groups,
+            subscribed_sync_groups: self.groups.as_slice(),
             returned_models_count: counts,
         }
         .line()

@@ -356,7 +356,7 @@ impl Source for MemorySource {
         let within = |id: SyncId| range.after < id && id <= range.to;
         let mut last: BTreeMap<Option<&Object>, &Action> = BTreeMap::new();
         for Entry { org, action, groups } in &state.log {
-            if *org == range.org && within(action.id) && groups.iter().any(|group| range.groups.contains(group)) {
+            if *org == range.org && within(action.id) && groups.iter().any(|group| range.groups.holds(group)) {
                 last.insert(action.object.as_ref(), action);
             }
         }

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-use crate::model::{Epoch, GroupSet, Letter, Org, Schema, SyncGroup, SyncId, User, Watermark};
+use crate::model::{Epoch, Grants, GroupSet, Letter, Org, Schema, SyncGroup, SyncId, User, Watermark};
 
 /// Reads the application's rows and its change log. Never writes business data.
 ///
@@ -207,7 +207,7 @@ pub struct ActionRange {
     /// up to this one, which no open transaction may be below.
     pub to: SyncId,
     /// Only actions that concern one of these groups.
-    pub groups: Vec<SyncGroup>,
+    pub groups: Grants,
     /// How many at most, from the oldest on.
     pub limit: usize,
 }

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use crate::chain::Chain;
 use crate::metrics::Metrics;
 use crate::model::{Generation, Org, SnapshotId};
-use crate::snapshot::PackId;
+use crate::snapshot::{PackEntry, PackId};
 use crate::store::{Facts, Head, Lease, Slot, SnapshotStore, StoreError};
 use crate::task::Tasks;
 
@@ -107,6 +107,10 @@ impl SnapshotStore for GuardedStore {
 
     async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError> {
         self.call(self.store.pack(org, pack)).await
+    }
+
+    async fn whole_pack(&self, org: &Org, entry: PackEntry) -> Result<Bytes, StoreError> {
+        self.call(self.store.whole_pack(org, entry)).await
     }
 
     async fn pack_parts(&self, org: &Org, pack: PackId, parts: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {

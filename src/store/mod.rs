@@ -35,7 +35,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::model::{Epoch, Generation, Org, SchemaHash, SnapshotId, SyncId};
-use crate::snapshot::PackId;
+use crate::snapshot::{PackEntry, PackId, pack};
+use crate::task;
 
 pub use cache::{CacheSettings, CacheStats, PackCache, PinnedManifest, PinnedPack};
 pub use guard::GuardedStore;
@@ -43,6 +44,9 @@ pub use memory::MemoryStore;
 pub use mongo::{MongoSettings, MongoStore};
 pub use object::{BucketStore, FolderSettings};
 pub use settings::{OpenError, StoreSettings, open};
+
+/// So many bytes are worked on where they are.
+const FEW: usize = 128 << 10;
 
 /// One place for a current snapshot. Two versions of a rolling deploy have one each.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -172,6 +176,17 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// [`StoreError::Missing`] when it is not there (any more).
     async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError>;
 
+    /// A pack that a manifest names, whole and undamaged: its length and its checksum are compared. A store that has a
+    /// thread for its reads does that there.
+    ///
+    /// # Errors
+    /// Those of [`Self::pack`], and [`StoreError::Damaged`].
+    async fn whole_pack(&self, org: &Org, entry: PackEntry) -> Result<Bytes, StoreError> {
+        let bytes = self.pack(org, entry.id).await?;
+        let check = check(org, entry);
+        off_runtime(bytes.len(), move || check(bytes)).await
+    }
+
     /// Ranges of a pack's bytes, in their order, unchecked. A store that keeps packs in one piece reads it whole.
     ///
     /// # Errors
@@ -283,6 +298,28 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Unavailable`].
     async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// Says whether bytes are the pack that a manifest names, whole and undamaged.
+fn check(org: &Org, entry: PackEntry) -> impl FnOnce(Bytes) -> Result<Bytes, StoreError> + Send + 'static {
+    let org = org.clone();
+    move |bytes| {
+        let fault = if bytes.len() == entry.len as usize {
+            pack::verify(&bytes).err().map(|fault| fault.to_string())
+        } else {
+            Some(format!("it has {} bytes, its manifest says {}", bytes.len(), entry.len))
+        };
+        match fault {
+            None => Ok(bytes),
+            Some(fault) => Err(StoreError::Damaged { what: format!("pack {} of org {org:?}", entry.id), fault }),
+        }
+    }
+}
+
+/// Work on so many bytes, where it keeps nobody waiting: a few are done with sooner than they are handed to another
+/// thread and back.
+async fn off_runtime<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+    if bytes <= FEW { work() } else { task::blocking(work).await }
 }
 
 /// Ranges of a pack that was read whole.

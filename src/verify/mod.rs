@@ -28,7 +28,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 
 use crate::metrics::Metrics;
-use crate::model::{GroupSet, Org, Schema, SyncGroup, SyncId};
+use crate::model::{Grants, GroupSet, Org, Schema, SyncGroup, SyncId};
 use crate::snapshot::{FrameError, Manifest, ManifestError, PackError, frame, pack};
 use crate::source::{ActionRange, Object, Source, SourceError};
 use crate::store::{Facts, Slot, SnapshotStore, StoreError};
@@ -267,7 +267,7 @@ impl Verifier {
         }
         let mut untold: Vec<Vec<SyncGroup>> = vec![Vec::new(); changes.len()];
         for (group, places) in by_group {
-            let groups = vec![group.clone()];
+            let groups = Grants::new(vec![group.clone()]);
             let range = ActionRange { org: org.clone(), after, to: SyncId::MAX, groups, limit: usize::MAX };
             let actions = self.source.actions(&range).await?;
             let told: BTreeSet<Object> = actions.into_iter().filter_map(|action| action.object).collect();

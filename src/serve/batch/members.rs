@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
-use crate::model::{Org, SyncGroup, User};
+use crate::model::{Grants, Org, SyncGroup, User};
 use crate::serve::batch::LoadError;
 use crate::source::Source;
 use crate::task::Tasks;
@@ -47,7 +47,7 @@ struct State {
 
 struct Waiting {
     member: (Org, User),
-    answer: oneshot::Sender<Result<Vec<SyncGroup>, LoadError>>,
+    answer: oneshot::Sender<Result<Grants, LoadError>>,
 }
 
 impl Members {
@@ -56,11 +56,11 @@ impl Members {
         Self { source, tasks, state: Arc::default(), enough: Arc::default() }
     }
 
-    /// The groups of a user, read after the call. Cancel safe.
+    /// What a user holds, read after the call: the org's group, the user's own, and those of the membership tables. Cancel safe.
     ///
     /// # Errors
     /// [`LoadError::Overloaded`] when too many wait; the source's.
-    pub async fn groups(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, LoadError> {
+    pub async fn grants(&self, org: &Org, user: &User) -> Result<Grants, LoadError> {
         let (answer, answered) = oneshot::channel();
         {
             let mut state = self.lock();
@@ -132,9 +132,16 @@ impl Members {
                 distinct.len() - 1
             });
         }
-        let groups = self.source.memberships(&distinct).await.map_err(LoadError::from);
-        let answer = |waiting: &Waiting| match &groups {
-            Ok(groups) => Ok(groups[places[&waiting.member]].clone()),
+        let grants = self.source.memberships(&distinct).await.map_err(LoadError::from).map(|groups| {
+            let whole = |((org, user), mut groups): (&(Org, User), Vec<SyncGroup>)| {
+                groups.push(SyncGroup::of(SyncGroup::ORG, org.as_str()));
+                groups.push(SyncGroup::of(SyncGroup::USER, user.as_str()));
+                Grants::new(groups)
+            };
+            distinct.iter().zip(groups).map(whole).collect::<Vec<_>>()
+        });
+        let answer = |waiting: &Waiting| match &grants {
+            Ok(grants) => Ok(grants[places[&waiting.member]].clone()),
             Err(error) => Err(error.clone()),
         };
         let answers: Vec<_> = waiting.iter().map(answer).collect();

@@ -40,7 +40,7 @@ use tracing::Instrument;
 
 use crate::chain::Chain;
 use crate::metrics::Metrics;
-use crate::model::{Epoch, Field, Org, Schema, SyncGroup, SyncId, User, Watermark, key};
+use crate::model::{Epoch, Field, Grants, Org, Schema, SyncId, User, Watermark, key};
 use crate::serve::batch::inflight::{Bounds, InFlight, Load, Need, Outcome, Run, Visit};
 use crate::serve::batch::marks::Marks;
 use crate::serve::batch::members::Members;
@@ -316,12 +316,12 @@ impl Loader {
         }
     }
 
-    /// The groups that the membership tables give a user, read after the call. One statement for all who ask meanwhile.
+    /// What a user holds, by the membership tables as they are after the call. One statement for all who ask meanwhile.
     ///
     /// # Errors
     /// [`LoadError::Overloaded`] when too many wait; the source's. It waits for as long as the database does.
-    pub async fn memberships(&self, org: &Org, user: &User) -> Result<Vec<SyncGroup>, LoadError> {
-        self.shared.members.groups(org, user).await.map_err(|error| self.broken_off(error))
+    pub async fn grants(&self, org: &Org, user: &User) -> Result<Grants, LoadError> {
+        self.shared.members.grants(org, user).await.map_err(|error| self.broken_off(error))
     }
 
     /// Tasks that are stopped with the service break their loads off too.

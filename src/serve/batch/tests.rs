@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 use crate::model::schema::JsonKind;
-use crate::model::{Catalog, Field, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId, User};
+use crate::model::{Catalog, Field, Grants, GroupSet, ModelSchema, Org, Schema, SyncGroup, SyncId, User};
 use crate::serve::batch::inflight::Need;
 use crate::serve::batch::{Ask, By, LoadError, Loaded, Loader, LoaderSettings};
 use crate::source::memory::{Fate, MemorySource};
@@ -378,9 +378,13 @@ async fn another_history_midway_is_loaded_anew() {
 async fn memberships_of_many_are_one_read_and_never_older_than_the_call() {
     let bench = Bench::new(LoaderSettings::default());
     let (o, group) = (org("o"), |name: &str| vec![SyncGroup::of("team", name)]);
+    let held = |user: usize, team: &str| {
+        let own = [SyncGroup::of("org", "o"), SyncGroup::of("user", &user.to_string())];
+        Grants::new(group(team).into_iter().chain(own).collect())
+    };
     let ask = |user: usize| {
         let (loader, o, user) = (bench.loader.clone(), o.clone(), User::new(user.to_string()));
-        tokio::spawn(async move { loader.memberships(&o, &user).await })
+        tokio::spawn(async move { loader.grants(&o, &user).await })
     };
     (0..100).for_each(|user| bench.source.set_memberships(&o, &User::new(user.to_string()), group(&user.to_string())));
     bench.source.set_fate(Fate::Held);
@@ -398,7 +402,7 @@ async fn memberships_of_many_are_one_read_and_never_older_than_the_call() {
     assert!(first.await.unwrap().is_ok());
     for (client, groups) in join_all(more).await.into_iter().enumerate() {
         let name = if client % 50 == 0 { "new".to_owned() } else { (client % 50).to_string() };
-        assert_eq!(groups.unwrap().unwrap(), group(&name));
+        assert_eq!(groups.unwrap().unwrap(), held(client % 50, &name));
     }
     assert_eq!(bench.source.membership_reads(), [1, 50], "each user once, and nobody who has gone");
     bench.source.set_fate(Fate::Panics);
@@ -406,7 +410,7 @@ async fn memberships_of_many_are_one_read_and_never_older_than_the_call() {
     bench.source.set_fate(Fate::Refused);
     assert!(matches!(ask(1).await.unwrap(), Err(LoadError::Source(_))));
     bench.source.set_fate(Fate::Answered);
-    assert_eq!(ask(1).await.unwrap().unwrap(), group("1"));
+    assert_eq!(ask(1).await.unwrap().unwrap(), held(1, "1"));
 }
 
 /// Clients that come, change their minds, go away and meet failures, many rounds: nobody gets another's rows or older ones

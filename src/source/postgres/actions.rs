@@ -30,7 +30,7 @@ pub async fn read(
 ) -> Result<Vec<Action>, SourceError> {
     let doing = "reading the change log";
     let failed = |error| classify(doing, error);
-    let groups: Vec<&str> = range.groups.iter().map(SyncGroup::as_str).collect();
+    let groups: Vec<&str> = range.groups.as_slice().iter().map(SyncGroup::as_str).collect();
     let rows = rows(client, log, &sql(catalog.log()), range, &groups, doing).await?;
     let mut actions = Vec::with_capacity(rows.len());
     for row in rows {

@@ -24,14 +24,11 @@ use tracing::Instrument;
 
 use crate::metrics::CacheMetrics;
 use crate::model::{Org, SnapshotId};
-use crate::snapshot::{Manifest, PackEntry, PackId, Selectable, pack};
+use crate::snapshot::{Manifest, PackEntry, PackId, Selectable};
 use crate::store::cache::shelf::{Answer, Key, Loaded, Lookup, Pin, Shelf, Value};
 use crate::store::{Slot, SnapshotStore, StoreError};
 use crate::task::{self, Tasks};
 use crate::trace::span;
-
-/// Packs up to so many bytes are checked where they arrive: that takes less than handing them to another thread and back.
-const AT_ONCE: usize = 128 << 10;
 
 /// How many manifests are loaded at once.
 const MANIFESTS_AT_ONCE: usize = 4;
@@ -180,21 +177,8 @@ impl PackCache {
     }
 
     async fn load_pack(self, org: Org, entry: PackEntry) -> Loaded {
-        let len = entry.len as usize;
-        let room = self.shelf.room(len, self.room_wait).await.ok_or(StoreError::NoRoom)?;
-        let bytes = self.store.pack(&org, entry.id).await?;
-        let check = move || {
-            if bytes.len() != len {
-                return Err(format!("it has {} bytes, its manifest says {len}", bytes.len()));
-            }
-            pack::verify(&bytes).map_err(|fault| fault.to_string())?;
-            Ok(bytes)
-        };
-        let checked = if len <= AT_ONCE { check() } else { task::blocking(check).await };
-        match checked {
-            Ok(bytes) => Ok((Value::Pack(bytes), room)),
-            Err(fault) => Err(StoreError::Damaged { what: format!("pack {} of org {org:?}", entry.id), fault }),
-        }
+        let room = self.shelf.room(entry.len as usize, self.room_wait).await.ok_or(StoreError::NoRoom)?;
+        Ok((Value::Pack(self.store.whole_pack(&org, entry).await?), room))
     }
 
     async fn load_manifest(self, slot: Slot, snapshot: SnapshotId) -> Loaded {

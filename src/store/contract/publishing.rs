@@ -5,8 +5,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use crate::model::{Generation, Org, SchemaHash, SnapshotId};
-use crate::snapshot::PackId;
+use crate::model::{Generation, GroupSet, Org, SchemaHash, SnapshotId};
+use crate::snapshot::{PackBuilder, PackEntry, PackId};
 use crate::store::contract::{Draft, is_missing, new_slot, published};
 use crate::store::{Head, Slot, SnapshotStore, StoreError};
 
@@ -22,6 +22,7 @@ pub async fn run(store: &dyn SnapshotStore) {
     retiring_empties_one_schema(store).await;
     a_dump_from_before_a_deletion_is_refused(store).await;
     any_size_is_kept(store).await;
+    a_whole_pack_is_the_one_that_the_manifest_names(store).await;
 }
 
 async fn what_is_not_there_is_missing(store: &dyn SnapshotStore) {
@@ -220,6 +221,31 @@ async fn any_size_is_kept(store: &dyn SnapshotStore) {
     for beyond in [(20 << 20) - 1..(20 << 20) + 1, 21 << 20..22 << 20] {
         let read = store.pack_parts(&slot.org, *pack, &[0..1, beyond]).await;
         assert!(matches!(read, Err(StoreError::Damaged { .. })), "{read:?}");
+    }
+}
+
+/// Small packs, and ones that are not checked where they arrive.
+async fn a_whole_pack_is_the_one_that_the_manifest_names(store: &dyn SnapshotStore) {
+    let slot = new_slot();
+    let snapshot = SnapshotId::random();
+    for (number, frame) in [100, 3 << 20].into_iter().enumerate() {
+        let id = PackId { snapshot, number: number as u32 };
+        let mut builder = PackBuilder::default();
+        builder.push(0, &GroupSet::default(), &vec![7; frame], 1000, 1);
+        let pack = builder.finish();
+        let entry = PackEntry { id, len: pack.len() as u32 };
+        assert!(is_missing(&store.whole_pack(&slot.org, entry).await));
+        store.put_pack(&slot.org, id, pack.clone()).await.expect("put");
+        assert!(store.whole_pack(&slot.org, entry).await.expect("it is whole") == pack);
+        for len in [0, entry.len - 1, entry.len + 1] {
+            let read = store.whole_pack(&slot.org, PackEntry { id, len }).await;
+            assert!(matches!(read, Err(StoreError::Damaged { .. })), "{len} of {} bytes: {:?}", entry.len, read.err());
+        }
+        let mut damaged = pack.to_vec();
+        damaged[frame / 2] ^= 1;
+        store.put_pack(&slot.org, id, damaged.into()).await.expect("put again");
+        let read = store.whole_pack(&slot.org, entry).await;
+        assert!(matches!(read, Err(StoreError::Damaged { .. })), "a flipped bit of {frame} bytes: {:?}", read.err());
     }
 }
 

@@ -50,12 +50,14 @@ use tokio::sync::{OnceCell, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::model::{Generation, Org, SnapshotId};
-use crate::snapshot::PackId;
+use crate::snapshot::{PackEntry, PackId};
 use crate::store::mongo::blobs::Blobs;
 use crate::store::mongo::heads::Heads;
 use crate::store::mongo::leases::Leases;
-use crate::store::{Facts, Head, Lease, OpenError, Retention, Slot, SnapshotStore, StoreError, pages};
-use crate::task::{self, Tasks};
+use crate::store::{
+    Facts, Head, Lease, OpenError, Retention, Slot, SnapshotStore, StoreError, check, off_runtime, pages,
+};
+use crate::task::Tasks;
 
 /// The database when the URL names none.
 const DEFAULT_DATABASE: &str = "headstart";
@@ -200,6 +202,28 @@ impl Collections {
     }
 }
 
+impl MongoStore {
+    /// A pack in pages of its own, so that the reply it came in is not kept.
+    async fn load(
+        &self,
+        org: &Org,
+        pack: PackId,
+        check: impl FnOnce(Bytes) -> Result<Bytes, StoreError> + Send + 'static,
+    ) -> Result<Bytes, StoreError> {
+        let (org, key) = (org.clone(), pack.to_string());
+        let read = self.call(self.timeout, async move |store| store.packs.get(&org, &key).await).await?;
+        let len = read.len();
+        let copy = move || {
+            let copied = pages::filled(len, |pages| {
+                pages.copy_from_slice(&read);
+                Ok(())
+            });
+            check(copied.map_err(StoreError::unavailable)?)
+        };
+        off_runtime(len, copy).await
+    }
+}
+
 #[async_trait]
 impl SnapshotStore for MongoStore {
     async fn head(&self, slot: &Slot) -> Result<Head, StoreError> {
@@ -217,15 +241,11 @@ impl SnapshotStore for MongoStore {
     }
 
     async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError> {
-        let (org, key) = (org.clone(), pack.to_string());
-        let read = self.call(self.timeout, async move |store| store.packs.get(&org, &key).await).await?;
-        let copy = move || {
-            pages::filled(read.len(), |pages| {
-                pages.copy_from_slice(&read);
-                Ok(())
-            })
-        };
-        task::blocking(copy).await.map_err(StoreError::unavailable)
+        self.load(org, pack, Ok).await
+    }
+
+    async fn whole_pack(&self, org: &Org, entry: PackEntry) -> Result<Bytes, StoreError> {
+        self.load(org, entry.id, check(org, entry)).await
     }
 
     async fn put_pack(&self, org: &Org, pack: PackId, bytes: Bytes) -> Result<(), StoreError> {

@@ -11,19 +11,21 @@
 //!
 //! The file system must know hard links (FAT and some network mounts don't): create-if-absent is one.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use object_store::ObjectStoreExt;
 use object_store::local::LocalFileSystem;
 use serde::{Deserialize, Serialize};
 
 use crate::store::object::clock::age;
 use crate::store::object::{BucketStore, fault, heads};
-use crate::store::{Retention, StoreError};
+use crate::store::{Retention, StoreError, pages};
 use crate::task;
 
 /// The object that says in which layout the others are.
@@ -73,9 +75,16 @@ impl BucketStore {
             let fault = format!("it says {:?}", String::from_utf8_lossy(&found));
             return Err(StoreError::Damaged { what: format!("{}/{FORMAT}", objects.display()), fault });
         }
-        let leftovers = Some(Leftovers { root: objects });
-        Ok(Self { leftovers, ..Self::new(Arc::new(bucket), retention) })
+        let folder = Some(Folder { root: objects });
+        Ok(Self { folder, ..Self::new(Arc::new(bucket), retention) })
     }
+}
+
+/// A whole file, in pages of its own. Blocks.
+pub fn read(file: &Path) -> io::Result<Bytes> {
+    let mut file = File::open(file)?;
+    let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    pages::filled(len, |bytes| file.read_exact(bytes))
 }
 
 fn make_private(folder: &Path) -> io::Result<()> {
@@ -88,15 +97,21 @@ fn make_private(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Files of writes that a killed process did not finish: their names end in `#` and digits, and the bucket hides them.
+/// What a folder is besides a bucket.
 #[derive(Debug)]
-pub struct Leftovers {
+pub struct Folder {
     root: PathBuf,
 }
 
-impl Leftovers {
-    /// Removes those not written to for this long.
-    pub async fn remove(&self, now: SystemTime, older_than: Duration) -> Result<(), StoreError> {
+impl Folder {
+    /// Where an object is.
+    pub fn file(&self, location: &object_store::path::Path) -> PathBuf {
+        self.root.join(location.as_ref())
+    }
+
+    /// Removes files of writes that a killed process did not finish, if they were not written to for this long: their names
+    /// end in `#` and digits, and the bucket hides them.
+    pub async fn remove_leftovers(&self, now: SystemTime, older_than: Duration) -> Result<(), StoreError> {
         let root = self.root.clone();
         task::blocking(move || remove_below(&root, now, older_than)).await.map_err(StoreError::unavailable)
     }

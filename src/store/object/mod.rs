@@ -33,7 +33,7 @@ mod paths;
 mod sweep;
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -42,16 +42,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path;
-use object_store::{GetResult, GetResultPayload, ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::model::{Generation, Org, SnapshotId};
-use crate::snapshot::PackId;
+use crate::snapshot::{PackEntry, PackId};
 use crate::store::object::clock::{Clock, age};
-use crate::store::object::folder::Leftovers;
+use crate::store::object::folder::Folder;
 use crate::store::object::heads::Newest;
 use crate::store::object::leases::Leases;
 use crate::store::object::paths::Name;
-use crate::store::{Facts, Head, Lease, Retention, Slot, SnapshotStore, StoreError, cut, pages};
+use crate::store::{Facts, Head, Lease, Retention, Slot, SnapshotStore, StoreError, check, cut, off_runtime};
 use crate::task;
 
 pub use folder::FolderSettings;
@@ -64,26 +64,44 @@ pub struct BucketStore {
     bucket: Arc<dyn ObjectStore>,
     clock: Clock,
     retention: Retention,
-    /// What killed processes leave behind in a folder, which the bucket doesn't show.
-    leftovers: Option<Leftovers>,
+    /// The folder that the bucket is, if it is one.
+    folder: Option<Folder>,
 }
 
 impl BucketStore {
     /// A store in this bucket, which must support create-if-absent.
     pub fn new(bucket: Arc<dyn ObjectStore>, retention: Retention) -> Self {
-        Self { bucket, clock: Clock::new(), retention, leftovers: None }
+        Self { bucket, clock: Clock::new(), retention, folder: None }
     }
 
     async fn now(&self) -> Result<SystemTime, StoreError> {
         self.clock.now(&*self.bucket).await.map_err(fault)
     }
 
-    async fn read(&self, location: &Path, what: impl Fn() -> String) -> Result<Bytes, StoreError> {
-        self.get(location, &what).await?.bytes().await.map_err(|error| wrong(error, what))
+    async fn read(&self, location: &Path, what: impl FnOnce() -> String) -> Result<Bytes, StoreError> {
+        let read = async { self.bucket.get(location).await?.bytes().await };
+        read.await.map_err(|error| wrong(error, what))
     }
 
-    async fn get(&self, location: &Path, what: impl FnOnce() -> String) -> Result<GetResult, StoreError> {
-        self.bucket.get(location).await.map_err(|error| wrong(error, what))
+    /// A pack; of a folder, all on one thread: a thousand times a second, handing over takes as long as the reading.
+    async fn load(
+        &self,
+        org: &Org,
+        pack: PackId,
+        check: impl FnOnce(Bytes) -> Result<Bytes, StoreError> + Send + 'static,
+    ) -> Result<Bytes, StoreError> {
+        let (location, missing) = (paths::pack(&paths::org(org), pack), move || format!("pack {pack}"));
+        let Some(folder) = &self.folder else {
+            let bytes = self.read(&location, missing).await?;
+            return off_runtime(bytes.len(), move || check(bytes)).await;
+        };
+        let file = folder.file(&location);
+        let read = move || match folder::read(&file) {
+            Ok(bytes) => check(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing(missing())),
+            Err(error) => Err(StoreError::unavailable(error)),
+        };
+        task::blocking(read).await
     }
 
     async fn newest(&self, slot: &Slot) -> Result<Option<Newest>, StoreError> {
@@ -146,16 +164,11 @@ impl SnapshotStore for BucketStore {
     }
 
     async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError> {
-        let missing = || format!("pack {pack}");
-        let object = self.get(&paths::pack(&paths::org(org), pack), missing).await?;
-        let len = usize::try_from(object.range.end - object.range.start).map_err(StoreError::unavailable)?;
-        match object.payload {
-            GetResultPayload::File(mut file, _) => {
-                let read = move || pages::filled(len, |bytes| file.read_exact(bytes));
-                task::blocking(read).await.map_err(StoreError::unavailable)
-            }
-            GetResultPayload::Stream(_) => object.bytes().await.map_err(|error| wrong(error, missing)),
-        }
+        self.load(org, pack, Ok).await
+    }
+
+    async fn whole_pack(&self, org: &Org, entry: PackEntry) -> Result<Bytes, StoreError> {
+        self.load(org, entry.id, check(org, entry)).await
     }
 
     async fn pack_parts(&self, org: &Org, pack: PackId, parts: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
@@ -238,8 +251,8 @@ impl SnapshotStore for BucketStore {
     async fn sweep(&self) -> Result<u64, StoreError> {
         let now = self.now().await?;
         let removed = sweep::run(&*self.bucket, now, &self.retention).await?;
-        if let Some(leftovers) = &self.leftovers {
-            leftovers.remove(now, self.retention.unpublished).await?;
+        if let Some(folder) = &self.folder {
+            folder.remove_leftovers(now, self.retention.unpublished).await?;
         }
         Ok(removed)
     }
@@ -248,7 +261,7 @@ impl SnapshotStore for BucketStore {
         match self.bucket.head(&Path::from(folder::FORMAT)).await {
             Ok(_) => Ok(()),
             // Buckets that were not opened as a folder have no such object; they answered all the same.
-            Err(object_store::Error::NotFound { .. }) if self.leftovers.is_none() => Ok(()),
+            Err(object_store::Error::NotFound { .. }) if self.folder.is_none() => Ok(()),
             Err(error) => Err(fault(error)),
         }
     }
@@ -272,9 +285,9 @@ fn fault(error: object_store::Error) -> StoreError {
 
 /// Whether any cause is a full disk or a full quota.
 fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
     std::iter::successors(Some(error), |error| error.source())
-        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
         .any(|error| matches!(error.kind(), StorageFull | QuotaExceeded))
 }
 
@@ -286,7 +299,7 @@ mod tests {
     fn a_full_disk_is_told_from_a_broken_one() {
         // ENOSPC, EDQUOT, EIO.
         for (code, full) in [(28, true), (122, true), (5, false)] {
-            let source = Box::new(std::io::Error::from_raw_os_error(code));
+            let source = Box::new(io::Error::from_raw_os_error(code));
             let error = fault(object_store::Error::Generic { store: "LocalFileSystem", source });
             assert_eq!(matches!(error, StoreError::Full(_)), full, "{error:?}");
         }
