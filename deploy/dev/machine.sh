@@ -41,10 +41,11 @@ with_packages() {
     ) 9>"${TMPDIR:-/tmp}/headstart-packages.$(id -u).lock"
 }
 
-# Cargo, and the C compiler that some crates build with.
+# Cargo, and what some crates build with: a C compiler, and make for the allocator.
 need_rust() {
     has cargo || die "cargo is missing. Install Rust 1.88 or newer (rustup is the usual way), then run this again."
     has cc || install_packages "a C compiler" gcc libc6-dev
+    has make || install_packages make make
 }
 
 # The C++ compiler that libFuzzer is built with.

@@ -57,7 +57,9 @@ impl Metadata<'_> {
             #[serde(flatten)]
             metadata: &'a Metadata<'a>,
         }
-        let mut line = serde_json::to_vec(&Line { class: "_metadata_", metadata: self })
+        // Groups are mostly a kind and a uuid, and make up most of it.
+        let mut line = Vec::with_capacity(384 + self.subscribed_sync_groups.len() * 48);
+        serde_json::to_writer(&mut line, &Line { class: "_metadata_", metadata: self })
             .expect("plain data with text keys always serializes");
         line.push(b'\n');
         line

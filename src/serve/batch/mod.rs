@@ -51,7 +51,7 @@ use crate::task::Tasks;
 use crate::trace::span;
 
 /// How long a statement waits for company, when other callers are at work.
-const GATHER: Duration = Duration::from_millis(3);
+const GATHER: Duration = Duration::from_millis(1);
 
 /// How often a load is made again because what came does not fit together: the history or the tables changed midway.
 const TRIES: usize = 4;
