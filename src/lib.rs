@@ -44,7 +44,7 @@
 //! - **Batch**: [`http`] → [`serve::batch`] (claim a key or join who loads it) → [`serve::batch::plan`] (what the next
 //!   statement asks for) → [`source::Source::lookup`] → [`serve::batch::answer`] (what this caller sees) →
 //!   [`http::lines`].
-//! - **Delta**: [`http::delta`] → [`serve::delta`] → watermark → [`source::Source::actions`] (the last of each object) →
+//! - **Delta**: [`http::delta`] → [`serve::delta`] → who asks, and meanwhile the watermark → [`source::Source::actions`] (the last of each object) →
 //!   [`serve::batch`] (the rows as they are now) → [`http::body`]. The actions after a bootstrap's snapshot go the same way.
 //! - **Verify**: [`verify::Verifier`] → the packs → [`source::Source::scan`] → what differs → [`source::Source::actions`]: does
 //!   the log tell each group of it?

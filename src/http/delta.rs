@@ -32,9 +32,8 @@ pub async fn delta(
         started: request.started(),
         limit: http.answer_limit(),
     };
-    let reached = async { http.service.reach(&query).await.map_err(HttpError::from) };
-    let (caller, reached) = tokio::try_join!(http.caller(&claims, &request), reached)?;
-    let answer = http.service.delta(&caller, &query, reached).await?;
+    let (caller, reached) = tokio::join!(http.caller(&claims, &request), http.service.reach(&query));
+    let answer = http.service.delta(&caller?, &query, reached).await?;
     request.answered_from(answer.facts.method, answer.facts.why);
     Ok(held(delivery.respond(answer).await?, place))
 }

@@ -89,9 +89,8 @@ pub struct CatchUp {
     /// Rows are read at this sync id or later.
     to: SyncId,
     schema: Arc<Schema>,
+    /// Who sees what, and the whole list that a change of memberships tells.
     grants: Grants,
-    /// The whole list that a change of memberships tells.
-    groups: Grants,
     actions: Vec<Action>,
     /// Counts what was told, and its lines.
     told: Counter,
@@ -128,7 +127,7 @@ impl CatchUp {
         let mut lines = Vec::new();
         for Action { id, letter, object } in actions {
             let Some(object) = object else {
-                action::groups(&mut lines, *id, self.groups.as_slice());
+                action::groups(&mut lines, *id, self.grants.as_slice());
                 continue;
             };
             let row =
@@ -173,30 +172,29 @@ impl Resync {
 }
 
 impl Service {
-    /// Where the log is read up to. It depends on no caller: who it is can be found out meanwhile.
+    /// What happened after the caller's cursor, given how far the log can be read.
     ///
     /// # Errors
-    /// [`ServeError::Resync`] when the cursor is of another history; [`ServeError::Ahead`] when the watermark does not get
-    /// to it in time; the source's.
-    pub async fn reach(&self, query: &DeltaQuery) -> Result<Reached, ServeError> {
-        self.reach_cursor(query).await.inspect_err(|error| self.note_resync(error))
-    }
-
-    /// What happened after the caller's cursor.
-    ///
-    /// # Errors
-    /// [`ServeError::Resync`] when only a bootstrap helps; the source's.
-    pub async fn delta(&self, caller: &Caller, query: &DeltaQuery, reached: Reached) -> Result<Answer, ServeError> {
-        self.actions_after_cursor(caller, query, reached).await.inspect_err(|error| self.note_resync(error))
-    }
-
-    fn note_resync(&self, error: &ServeError) {
-        if let ServeError::Resync(reason) = error {
+    /// Those of [`Self::reach`]; [`ServeError::Resync`] when only a bootstrap helps; the source's.
+    pub async fn delta(
+        &self,
+        caller: &Caller,
+        query: &DeltaQuery,
+        reached: Result<Reached, ServeError>,
+    ) -> Result<Answer, ServeError> {
+        let answer = async { self.actions_after_cursor(caller, query, reached?).await }.await;
+        if let Err(ServeError::Resync(reason)) = &answer {
             self.metrics().resync(reason.word());
         }
+        answer
     }
 
-    async fn reach_cursor(&self, query: &DeltaQuery) -> Result<Reached, ServeError> {
+    /// How far the log can be read for this cursor. It depends on no caller: who that is can be found out meanwhile.
+    ///
+    /// # Errors
+    /// [`ServeError::SchemaMismatch`]; [`ServeError::Resync`] when the cursor is of another history; [`ServeError::Ahead`]
+    /// when the watermark does not get to it in time; the source's.
+    pub async fn reach(&self, query: &DeltaQuery) -> Result<Reached, ServeError> {
         let schema = self.schema().await?;
         if query.schema_hash.as_ref().is_some_and(|hash| *hash != schema.hash) {
             return Err(ServeError::SchemaMismatch { server: schema.hash.to_string() });
@@ -278,7 +276,6 @@ impl Service {
             to: facts.last_sync_id,
             schema: facts.schema.clone(),
             grants: caller.grants.clone(),
-            groups: facts.groups.clone(),
             actions,
             raw: self.metrics().raw_bytes.clone(),
             told: self.metrics().told_actions(if facts.snapshot.is_some() { "bootstrap" } else { "delta" }),

@@ -183,8 +183,8 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// Those of [`Self::pack`], and [`StoreError::Damaged`].
     async fn whole_pack(&self, org: &Org, entry: PackEntry) -> Result<Bytes, StoreError> {
         let bytes = self.pack(org, entry.id).await?;
-        let check = check(org, entry);
-        off_runtime(bytes.len(), move || check(bytes)).await
+        let org = org.clone();
+        off_runtime(bytes.len(), move || check(&org, entry, bytes)).await
     }
 
     /// Ranges of a pack's bytes, in their order, unchecked. A store that keeps packs in one piece reads it whole.
@@ -300,20 +300,25 @@ pub trait SnapshotStore: Send + Sync + 'static {
     async fn ping(&self) -> Result<(), StoreError>;
 }
 
-/// Says whether bytes are the pack that a manifest names, whole and undamaged.
-fn check(org: &Org, entry: PackEntry) -> impl FnOnce(Bytes) -> Result<Bytes, StoreError> + Send + 'static {
-    let org = org.clone();
-    move |bytes| {
-        let fault = if bytes.len() == entry.len as usize {
-            pack::verify(&bytes).err().map(|fault| fault.to_string())
-        } else {
-            Some(format!("it has {} bytes, its manifest says {}", bytes.len(), entry.len))
-        };
-        match fault {
-            None => Ok(bytes),
-            Some(fault) => Err(StoreError::Damaged { what: format!("pack {} of org {org:?}", entry.id), fault }),
-        }
+/// Whether bytes are the pack that a manifest names, whole and undamaged.
+fn check(org: &Org, entry: PackEntry, bytes: Bytes) -> Result<Bytes, StoreError> {
+    check_len(org, entry, bytes.len() as u64)?;
+    match pack::verify(&bytes) {
+        Ok(_) => Ok(bytes),
+        Err(fault) => Err(damaged(org, entry, fault.to_string())),
     }
+}
+
+/// Whether a pack has the length that its manifest says.
+fn check_len(org: &Org, entry: PackEntry, len: u64) -> Result<(), StoreError> {
+    if len == u64::from(entry.len) {
+        return Ok(());
+    }
+    Err(damaged(org, entry, format!("it has {len} bytes, its manifest says {}", entry.len)))
+}
+
+fn damaged(org: &Org, entry: PackEntry, fault: String) -> StoreError {
+    StoreError::Damaged { what: format!("pack {} of org {org:?}", entry.id), fault }
 }
 
 /// Work on so many bytes, where it keeps nobody waiting: a few are done with sooner than they are handed to another

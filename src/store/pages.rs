@@ -1,7 +1,7 @@
 //! Memory for packs, from the system and back to it.
 //!
-//! An allocator keeps what is freed for the next who asks, thread by thread; packs of 4 MiB that come and go all day would
-//! make it keep several times what is in use. Pages of their own are gone with the last slice of the pack. They are asked
+//! An allocator keeps what is freed for the next who asks, for a while at least; packs of 4 MiB that come and go all day would
+//! make it keep more than what is in use. Pages of their own are gone with the last slice of the pack. They are asked
 //! for as huge ones where the system has those for who asks (madvise(2), `MADV_HUGEPAGE`): a pack is then two faults, not a
 //! thousand. A pack that is shorter than one of them gets its small ones all at once (`MADV_POPULATE_WRITE`).
 

@@ -29,7 +29,7 @@ use futures_util::StreamExt;
 
 use crate::metrics::Metrics;
 use crate::model::{Grants, GroupSet, Org, Schema, SyncGroup, SyncId};
-use crate::snapshot::{FrameError, Manifest, ManifestError, PackError, frame, pack};
+use crate::snapshot::{FrameError, Manifest, ManifestError, frame};
 use crate::source::{ActionRange, Object, Source, SourceError};
 use crate::store::{Facts, Slot, SnapshotStore, StoreError};
 use crate::task;
@@ -115,9 +115,6 @@ pub enum VerifyError {
     /// The stored manifest is damaged.
     #[error("the manifest in the store is damaged")]
     Manifest(#[from] ManifestError),
-    /// A stored pack is damaged.
-    #[error("a pack in the store is damaged")]
-    Pack(#[from] PackError),
     /// A stored frame is damaged.
     #[error("a frame in the store is damaged")]
     Frame(#[from] FrameError),
@@ -226,11 +223,10 @@ impl Verifier {
         let manifest = Arc::new(Manifest::decode(&self.store.manifest(slot, facts.id).await?)?);
         let (mut kept, mut rows) = (BTreeMap::new(), 0);
         for (number, entry) in manifest.packs.iter().enumerate() {
-            let bytes = self.store.pack(&slot.org, entry.id).await?;
+            let bytes = self.store.whole_pack(&slot.org, *entry).await?;
             let (manifest, ids) = (manifest.clone(), ids.clone());
             // Decoding a pack takes longer than other tasks should wait for.
             let read = task::blocking(move || {
-                pack::verify(&bytes)?;
                 let mut read = Vec::new();
                 for entry in manifest.frames.iter().filter(|frame| frame.pack as usize == number) {
                     let stored = &bytes[entry.offset as usize..][..entry.len as usize];

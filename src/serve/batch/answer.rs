@@ -158,7 +158,7 @@ impl BatchAnswer {
         let (epoch, schema) = (first.epoch.clone(), first.schema.clone());
         let mut counts: BTreeMap<usize, u64> = asks.iter().map(|ask| (ask.model, 0)).collect();
         let most = loaded.iter().map(|load| load.rows.len()).sum::<usize>().min(max_rows);
-        let mut places: Vec<(usize, usize)> = Vec::with_capacity(most);
+        let mut places: Vec<(usize, usize)> = Vec::new();
         let mut known: HashMap<(usize, &str), usize> = HashMap::with_capacity(most);
         for (load, ask) in asks.iter().enumerate() {
             for (row, found) in loaded[load].rows.iter().enumerate().filter(|(_, row)| caller.grants.sees(&row.groups))

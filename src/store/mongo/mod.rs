@@ -203,22 +203,22 @@ impl Collections {
 }
 
 impl MongoStore {
-    /// A pack in pages of its own, so that the reply it came in is not kept.
-    async fn load(
-        &self,
-        org: &Org,
-        pack: PackId,
-        check: impl FnOnce(Bytes) -> Result<Bytes, StoreError> + Send + 'static,
-    ) -> Result<Bytes, StoreError> {
+    /// A pack in pages of its own, so that the reply it came in is not kept; checked, if its entry is given.
+    async fn load(&self, org: &Org, pack: PackId, entry: Option<PackEntry>) -> Result<Bytes, StoreError> {
         let (org, key) = (org.clone(), pack.to_string());
-        let read = self.call(self.timeout, async move |store| store.packs.get(&org, &key).await).await?;
+        let named = org.clone();
+        let read = self.call(self.timeout, async move |store| store.packs.get(&named, &key).await).await?;
         let len = read.len();
         let copy = move || {
             let copied = pages::filled(len, |pages| {
                 pages.copy_from_slice(&read);
                 Ok(())
             });
-            check(copied.map_err(StoreError::unavailable)?)
+            let copied = copied.map_err(StoreError::unavailable)?;
+            match entry {
+                Some(entry) => check(&org, entry, copied),
+                None => Ok(copied),
+            }
         };
         off_runtime(len, copy).await
     }
@@ -241,11 +241,11 @@ impl SnapshotStore for MongoStore {
     }
 
     async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError> {
-        self.load(org, pack, Ok).await
+        self.load(org, pack, None).await
     }
 
     async fn whole_pack(&self, org: &Org, entry: PackEntry) -> Result<Bytes, StoreError> {
-        self.load(org, entry.id, check(org, entry)).await
+        self.load(org, entry.id, Some(entry)).await
     }
 
     async fn put_pack(&self, org: &Org, pack: PackId, bytes: Bytes) -> Result<(), StoreError> {

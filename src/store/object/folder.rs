@@ -11,21 +11,19 @@
 //!
 //! The file system must know hard links (FAT and some network mounts don't): create-if-absent is one.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use object_store::ObjectStoreExt;
 use object_store::local::LocalFileSystem;
 use serde::{Deserialize, Serialize};
 
 use crate::store::object::clock::age;
 use crate::store::object::{BucketStore, fault, heads};
-use crate::store::{Retention, StoreError, pages};
+use crate::store::{Retention, StoreError};
 use crate::task;
 
 /// The object that says in which layout the others are.
@@ -55,13 +53,14 @@ impl BucketStore {
     pub async fn folder(root: &Path, settings: &FolderSettings, retention: Retention) -> Result<Self, StoreError> {
         let objects = root.join("v1");
         let made = objects.clone();
-        let bucket = task::blocking(move || {
+        let opened = task::blocking(move || {
             make_private(&made)?;
-            LocalFileSystem::new_with_prefix(&made).map_err(io::Error::from)
-        })
-        .await
-        .map_err(StoreError::unavailable)?
-        .with_fsync(settings.fsync);
+            // As the crate does: a link that is turned elsewhere later changes nothing.
+            let root = made.canonicalize()?;
+            Ok((LocalFileSystem::new_with_prefix(&root).map_err(io::Error::from)?, root))
+        });
+        let (bucket, root) = opened.await.map_err(|error: io::Error| StoreError::unavailable(error))?;
+        let bucket = bucket.with_fsync(settings.fsync);
         let format = object_store::path::Path::from(FORMAT);
         let found = match bucket.get(&format).await {
             Ok(object) => object.bytes().await.map_err(fault)?,
@@ -75,16 +74,9 @@ impl BucketStore {
             let fault = format!("it says {:?}", String::from_utf8_lossy(&found));
             return Err(StoreError::Damaged { what: format!("{}/{FORMAT}", objects.display()), fault });
         }
-        let folder = Some(Folder { root: objects });
+        let folder = Some(Folder { root });
         Ok(Self { folder, ..Self::new(Arc::new(bucket), retention) })
     }
-}
-
-/// A whole file, in pages of its own. Blocks.
-pub fn read(file: &Path) -> io::Result<Bytes> {
-    let mut file = File::open(file)?;
-    let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    pages::filled(len, |bytes| file.read_exact(bytes))
 }
 
 fn make_private(folder: &Path) -> io::Result<()> {
