@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 /// answers take a quarter of a millisecond, and a new request would wait for all of them.
 const STEPS_BETWEEN_LOOKS: u32 = 7;
 
-/// Answers wander between threads, and what one has allocated another frees: batches spent an eighth of the service's processor time
+/// Answers wander between threads, and what one has allocated another frees: batches spent a seventh of the service's processor time
 /// waiting for the locks of glibc's arenas, and take a fifth less with this one. `.cargo/config.toml` says how it is built.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;

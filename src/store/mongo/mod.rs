@@ -214,11 +214,7 @@ impl MongoStore {
                 pages.copy_from_slice(&read);
                 Ok(())
             });
-            let copied = copied.map_err(StoreError::unavailable)?;
-            match entry {
-                Some(entry) => check(&org, entry, copied),
-                None => Ok(copied),
-            }
+            check(&org, entry, copied.map_err(StoreError::unavailable)?)
         };
         off_runtime(len, copy).await
     }

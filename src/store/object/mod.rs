@@ -93,10 +93,8 @@ impl BucketStore {
         let org = org.clone();
         let Some(folder) = &self.folder else {
             let bytes = self.read(&location, missing).await?;
-            return match entry {
-                Some(entry) => off_runtime(bytes.len(), move || check(&org, entry, bytes)).await,
-                None => Ok(bytes),
-            };
+            let unchecked = if entry.is_some() { bytes.len() } else { 0 };
+            return off_runtime(unchecked, move || check(&org, entry, bytes)).await;
         };
         let file = folder.file(&location);
         let broken = move |error: io::Error| match error.kind() {
@@ -109,10 +107,7 @@ impl BucketStore {
             // Before room is made for it.
             entry.map_or(Ok(()), |entry| check_len(&org, entry, len))?;
             let bytes = pages::filled(len as usize, |bytes| file.read_exact(bytes)).map_err(broken)?;
-            match entry {
-                Some(entry) => check(&org, entry, bytes),
-                None => Ok(bytes),
-            }
+            check(&org, entry, bytes)
         };
         task::blocking(read).await
     }
