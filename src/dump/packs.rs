@@ -1,22 +1,22 @@
 //! Frames into packs: which frames are stored together. Pure.
 //!
 //! A reader loads whole packs, so the frames of one group set stay together: a set that fills a pack gets packs of its
-//! own, and what is left of each set at the end shares packs only while these are small. A reader of k of n groups so
-//! loads about k/n of the packs, and at most `SHARED_MAX` bytes more for each set that shares.
+//! own, and of what is left of each set in the end only what is small shares packs, with what is small of others. A reader of k of
+//! n groups so loads about k/n of the packs, and for each set at most 128 KiB more, or 256 KiB where that is less than a quarter
+//! of the set.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::dump::live::LiveFrame;
 use crate::source::SetId;
 
-/// A pack is cut at a change of sets once it holds this many bytes.
-const SHARED_MAX: u64 = 128 << 10;
-
-/// Collects frames until they fill packs. Memory: about 40 bytes a frame that waits.
+/// Collects frames until they fill packs. Memory: about 40 bytes a frame that waits, and 16 a set.
 #[derive(Debug)]
 pub struct PackPlan {
     target: u64,
     waiting: HashMap<SetId, Pile>,
+    /// Bytes of each set, those that lie in packs already among them.
+    held: HashMap<SetId, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -25,14 +25,26 @@ struct Pile {
     len: u64,
 }
 
+/// How long a pack may be that a set of so many bytes shares with others. Short enough to count as small when
+/// [`super::reuse`] looks for what belongs together again.
+fn most_shared(held: u64) -> u64 {
+    if held < 1 << 20 { 128 << 10 } else { 256 << 10 }
+}
+
 impl PackPlan {
     /// Packs of about `target` bytes.
     pub fn new(target: usize) -> Self {
-        Self { target: target as u64, waiting: HashMap::new() }
+        Self { target: target as u64, waiting: HashMap::new(), held: HashMap::new() }
+    }
+
+    /// Takes note of bytes of a set that lie in a pack which is there already.
+    pub fn hold(&mut self, set: SetId, len: u64) {
+        *self.held.entry(set).or_default() += len;
     }
 
     /// Takes a frame; gives the frames of a pack that is full by it.
     pub fn push(&mut self, frame: LiveFrame) -> Option<Vec<LiveFrame>> {
+        self.hold(frame.set, frame.len.into());
         let pile = self.waiting.entry(frame.set).or_default();
         pile.frames.push(frame);
         pile.len += u64::from(frame.len);
@@ -47,17 +59,22 @@ impl PackPlan {
         let mut piles: Vec<_> = self.waiting.into_iter().collect();
         piles.sort_by_cached_key(|(set, _)| rank(*set));
         let mut packs = Vec::new();
-        let (mut pack, mut len) = (Vec::new(), 0);
-        for (_, pile) in piles {
-            let shares = len + pile.len <= SHARED_MAX;
-            if !shares && !pack.is_empty() {
-                packs.push(std::mem::take(&mut pack));
-                len = 0;
+        // By how long they may be, so that large sets and small ones, which take turns in the order, don't cut each other off.
+        let mut shared: BTreeMap<u64, Pile> = BTreeMap::new();
+        for (set, pile) in piles {
+            let most = most_shared(self.held[&set]);
+            if pile.len > most / 2 {
+                packs.push(pile.in_order());
+                continue;
             }
-            len += pile.len;
-            pack.extend(pile.in_order());
+            let open = shared.entry(most).or_default();
+            if open.len + pile.len > most {
+                packs.push(std::mem::take(open).frames);
+            }
+            open.len += pile.len;
+            open.frames.extend(pile.in_order());
         }
-        packs.extend((!pack.is_empty()).then_some(pack));
+        packs.extend(shared.into_values().map(|pile| pile.frames).filter(|frames| !frames.is_empty()));
         packs
     }
 }
@@ -87,8 +104,37 @@ mod tests {
         for set in 1..=4 {
             assert_eq!(plan.push(frame(0, set, 1000, 60 << 10)), None);
         }
-        let rest = plan.finish(|set| set);
-        let sets: Vec<Vec<u32>> = rest.iter().map(|pack| pack.iter().map(|frame| frame.set.0).collect()).collect();
-        assert_eq!(sets, [vec![0; 8], vec![1, 2], vec![3, 4]]);
+        assert_eq!(sets(plan), [vec![0; 8], vec![1, 2], vec![3, 4]]);
+    }
+
+    /// The sets of what is left, pack by pack.
+    fn sets(plan: PackPlan) -> Vec<Vec<u32>> {
+        let mut packs: Vec<Vec<u32>> =
+            plan.finish(|set| set).iter().map(|pack| pack.iter().map(|frame| frame.set.0).collect()).collect();
+        packs.sort_unstable();
+        packs
+    }
+
+    #[test]
+    fn small_piles_share_whatever_lies_between_them() {
+        let mut plan = PackPlan::new(1 << 20);
+        for (set, kib) in [(1, 30), (2, 500), (3, 30), (4, 500), (5, 30), (6, 65)] {
+            assert_eq!(plan.push(frame(0, set, 0, kib << 10)), None);
+        }
+        assert_eq!(sets(plan), [vec![1, 3, 5], vec![2], vec![4], vec![6]]);
+    }
+
+    #[test]
+    fn large_sets_share_larger_packs() {
+        let mut plan = PackPlan::new(1 << 20);
+        for set in 1..=5 {
+            assert_eq!(plan.push(frame(0, set, 0, 100 << 10)), None);
+        }
+        assert_eq!(plan.push(frame(0, 6, 0, 20 << 10)), None);
+        // Of all but the third, more lies in other packs.
+        for set in [1, 2, 4, 5] {
+            plan.hold(SetId(set), 1 << 20);
+        }
+        assert_eq!(sets(plan), [vec![1, 2], vec![3], vec![4, 5], vec![6]]);
     }
 }

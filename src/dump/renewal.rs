@@ -118,6 +118,9 @@ impl Renewal {
         let ((), hit) = try_join(looked_up, shards.hits(&self.manifest, &self.changed)).await?;
         let plan = Plan::new(&self.manifest, &hit, &news.written(&self.set_ids));
         for (pack, frames) in kept_frames(&self.manifest, &plan) {
+            for frame in &frames {
+                packs.hold(self.set_ids[frame.set as usize], frame.len.into());
+            }
             let placed = frames.into_iter().map(|frame| (frame, self.set_ids[frame.set as usize]));
             stored.add_placed(self.manifest.packs[pack], placed, |set| self.opened.sets.get(set));
         }

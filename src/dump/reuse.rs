@@ -9,10 +9,12 @@
 //!
 //! A pack goes when less than half of it is in use. Small packs of a set go together when there are four of them and more
 //! is written of the set, so that a reader of one set finds it in few places, and a set's only pack is not copied each time.
-//! Where what is not in use comes to more than a seventh of the whole, the packs with the most of it go, until it does not. So
-//! a snapshot takes at most 1.17 times what its frames take, however often it was refreshed, and a reader who has nothing
-//! in memory loads no more than that. A tenth made a refresh after the newest percent changed take 0.4 of a full dump's time,
-//! a seventh 0.33, a fifth 0.3 (`PARTS=refresh make bench`).
+//! Where what is not in use comes to more than a twelfth of the whole, the packs with the most of it go, until it does not. So
+//! a snapshot takes at most 1.09 times what its frames take, however often it was refreshed, and a reader who has nothing
+//! in memory loads no more than that. It is what such a reader feels: with up to a seventh out of use the demonstration's org of a
+//! million rows, refreshed 24 times, was read from a folder at 0.84 of the pace of one made as a whole, with a tenth at 0.89,
+//! with a twelfth at 0.93. Refreshes pay for it: after the newest percent changed they take 3 % longer than with a seventh, and
+//! write 20 % more when a hundredth of a percent changes again and again.
 
 use std::collections::{HashMap, HashSet};
 
@@ -29,7 +31,7 @@ const SMALL_PACK: u64 = (pack::TARGET_LEN / 4) as u64;
 const SMALL_PACKS: usize = 4;
 
 /// One part in so many may be out of use.
-const UNUSED: u64 = 7;
+const UNUSED: u64 = 12;
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,15 +214,15 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_a_seventh_is_out_of_use() {
+    fn no_more_than_a_twelfth_is_out_of_use() {
         let pack = [(0, 0, 200, 1000); 20];
         let manifest = manifest(&[&pack, &pack, &pack, &pack]);
-        // One, six, four and three frames of twenty: fourteen of eighty.
-        let hit: Vec<usize> = (0..1).chain(20..26).chain(40..44).chain(60..63).collect();
+        // One, four, two and one frame of twenty: eight beside what eighty take.
+        let hit: Vec<usize> = (0..1).chain(20..24).chain(40..42).chain(60..61).collect();
         let (found, stays) = fates(&manifest, &hit, &[]);
-        assert_eq!(stays, [true, false, true, true], "eight of eighty-eight is less than a seventh");
-        assert!(found[26..40].iter().all(|fate| *fate == Copied));
-        let hit: Vec<usize> = (0..3).chain(20..26).chain(40..44).collect();
-        assert_eq!(fates(&manifest, &hit, &[]).1, [true; 4], "thirteen of ninety-three may be out of use");
+        assert_eq!(stays, [true, false, true, true], "four of eighty-four are less than a twelfth");
+        assert!(found[24..40].iter().all(|fate| *fate == Copied));
+        let hit: Vec<usize> = (0..3).chain(20..23).chain(40..41).collect();
+        assert_eq!(fates(&manifest, &hit, &[]).1, [true; 4], "seven of eighty-seven may be out of use");
     }
 }
