@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::model::Epoch;
 
-/// Changed rows of which a refresh keeps the ids in memory, some 150 bytes each.
+/// Changed rows of which a refresh keeps the ids in memory, some 250 bytes each.
 const MOST_CHANGED: u64 = 500_000;
 
 /// What is published, as far as it matters to who would refresh it.

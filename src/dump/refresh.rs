@@ -1,11 +1,12 @@
 //! Making a snapshot out of the one before: only what changed is read, only the frames in which it stands are written.
 //!
 //! 1. A watermark W is taken, and the log says which objects of the org changed after the snapshot's own, S, up to W.
-//! 2. Their rows are looked up by id and put into open frames. What is not found is gone: deleted, of another org, or left
-//!    out by its model's filter. What nobody may see is not kept either.
-//! 3. The index says in which frames the objects may stand ([`crate::snapshot::index`]). From these their lines are taken
-//!    out; what is left goes into the open frames too. [`super::reuse`] says which other frames move with them, so that frames and
-//!    packs stay full. All else is taken over as it is.
+//! 2. Their rows are looked up by id. What is not found is gone: deleted, of another org, or left out by its model's filter.
+//!    What nobody may see is not kept either.
+//! 3. The index says in which frames the objects may stand ([`crate::snapshot::index`]). There their lines are exchanged for
+//!    those that were found, or taken out. Rows that no frame takes, new ones and those that moved, go into new frames, and
+//!    so does what is left of frames that are full no more. [`super::reuse`] says which other frames move with them, so that
+//!    frames and packs stay full. All else is taken over as it is.
 //! 4. New packs, what is left of the index, and a manifest: published as any snapshot, over the generation it began from.
 //!
 //! # Why rows may be newer than W
@@ -13,7 +14,7 @@
 //! everything up to W is in it, and clients add all that is logged above W. Whatever made the row newer is logged above W,
 //! for the groups it left and those it came to, so every client that the row concerns hears of it again: applying a line
 //! twice, or a newer row early, is harmless. A row that is not in the log up to W is not looked up, so none comes that W
-//! does not know. That a row stands twice can't be: each object is looked up once, and taken out of all frames first.
+//! does not know. That a row stands twice can't be: each object is looked up once, taken out of all frames, and put into one.
 //!
 //! An id that is used again, and a row that goes to another org and comes back, are the same object to the log and to the
 //! index. A row that gets another id is two objects, and both are logged. A parent that moves, comes or goes has its
@@ -26,8 +27,9 @@
 //! that a dump is made, of which nothing comes: they wait as well.
 //!
 //! # Memory
-//! The ids of what changed (some 150 bytes each, 500,000 at most), the manifest, the open frames, two packs as they are
-//! decoded, and up to five shards of the index.
+//! The ids of what changed (some 250 bytes each, 500,000 at most), up to 32 MiB of lines that wait for the frames in which they
+//! stood, the manifest, the open frames, the packs that are read, two of them and one for each compressor, and up to five shards of
+//! the index.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -14,7 +14,7 @@ use crate::dump::build::Builder;
 use crate::dump::course::{Basis, Bounds, Full, most_changed};
 use crate::dump::frames::{FullFrame, OpenFrames};
 use crate::dump::live::{LiveDump, LiveFrame, Opened};
-use crate::dump::news::News;
+use crate::dump::news::{News, left_over};
 use crate::dump::packs::PackPlan;
 use crate::dump::refresh::RefreshError;
 use crate::dump::reuse::{Fate, Plan};
@@ -36,7 +36,7 @@ const LOOKUP_IDS: usize = 1000;
 /// Bytes of lines one statement may bring; past it fewer ids are asked for at a time.
 const LOOKUP_BYTES: usize = 16 << 20;
 
-/// Statements, and packs, at a time.
+/// Statements, and packs that are read, at a time.
 const AT_ONCE: usize = 2;
 
 /// A refresh whose changes are known.
@@ -124,16 +124,16 @@ impl Renewal {
             let placed = frames.into_iter().map(|frame| (frame, self.set_ids[frame.set as usize]));
             stored.add_placed(self.manifest.packs[pack], placed, |set| self.opened.sets.get(set));
         }
+        let read = news.read;
         let apart = Arc::new(Apart {
+            builder: self.builder.clone(),
             ids: self.ids.clone(),
             set_ids: self.set_ids.clone(),
-            gone: Arc::new(news.gone(&self.changed)),
+            gone: news.gone(&self.changed),
             fresh: fresh.clone(),
         });
-        let frames = self.rewritten(&mut open, &plan, &mut shards, apart);
+        let frames = self.rewritten(open, &plan, &mut shards, apart);
         self.store(&fresh, frames, &mut packs, &mut stored).await?;
-        let rest: Vec<_> = open.finish().into_iter().map(|frame| Ok(Made::Full(frame))).collect();
-        self.store(&fresh, stream::iter(rest).boxed(), &mut packs, &mut stored).await?;
         let rest = packs.finish(|set| self.opened.sets.get(set)).into_iter().map(Ok::<_, RefreshError>);
         self.builder.put_all(&fresh, &self.opened, stream::iter(rest), &mut stored).await?;
         self.keep_index(&fresh, &plan, &mut shards, &mut stored).await?;
@@ -144,7 +144,7 @@ impl Renewal {
         self.builder.put_shard(&fresh, &mut stored, 1).await?;
         let written = stored.written;
         let facts = self.builder.publish(&fresh, &self.opened, stored, over).await?;
-        Ok((facts, news.read, written))
+        Ok((facts, read, written))
     }
 
     /// Looks up what changed and gives the frames that are full by it.
@@ -174,7 +174,7 @@ impl Renewal {
                     if found.schema.hash != self.opened.schema.hash {
                         Err(Full::SchemaChanged)?;
                     }
-                    if let Some(batch) = news.take(model, found, &self.opened.sets) {
+                    if let Some(batch) = news.take(model, found.rows, &self.opened.sets) {
                         for frame in open.push(&batch) {
                             yield Made::Full(frame);
                         }
@@ -204,10 +204,11 @@ impl Renewal {
         Ok(all)
     }
 
-    /// Takes apart what does not stay, and gives the frames that are full by it.
+    /// Takes apart what does not stay, and gives the frames that are full by it or by what was looked up, and then those that are
+    /// left.
     fn rewritten<'a>(
         self: &'a Arc<Self>,
-        open: &'a mut OpenFrames,
+        mut open: OpenFrames,
         plan: &Plan,
         shards: &'a mut Shards,
         apart: Arc<Apart>,
@@ -228,18 +229,19 @@ impl Renewal {
                 yield (entry, frames, filters);
             }
         });
-        let refresh = self.clone();
-        let taken = jobs.map_ok(move |(entry, frames, filters)| {
-            let (refresh, apart) = (refresh.clone(), apart.clone());
-            async move {
-                let stored = refresh.stored(entry, &frames).await?;
-                task::blocking(move || apart.take(&frames, &stored, filters.as_deref())).await
-            }
+        let (reader, taking) = (self.clone(), apart.clone());
+        let read = jobs.map_ok(move |(entry, frames, filters)| {
+            let refresh = reader.clone();
+            async move { Ok((refresh.stored(entry, &frames).await?, frames, filters)) }
         });
-        let mut taken = taken.try_buffered(AT_ONCE).boxed();
+        let taken = read.try_buffer_unordered(AT_ONCE).map_ok(move |(stored, frames, filters)| {
+            let apart = taking.clone();
+            task::blocking(move || apart.take(&frames, &stored, filters.as_deref()))
+        });
+        let mut taken = taken.try_buffer_unordered(self.builder.settings().compressors()).boxed();
         let frames = try_stream! {
-            while let Some(Taken { copied, batches }) = taken.try_next().await? {
-                for frame in copied {
+            while let Some(Taken { spooled, batches }) = taken.try_next().await? {
+                for frame in spooled {
                     yield Made::Spooled(frame);
                 }
                 for batch in &batches {
@@ -247,6 +249,14 @@ impl Renewal {
                         yield Made::Full(frame);
                     }
                 }
+            }
+            for batch in &left_over(&apart.gone) {
+                for frame in open.push(batch) {
+                    yield Made::Full(frame);
+                }
+            }
+            for frame in open.finish() {
+                yield Made::Full(frame);
             }
         };
         frames.boxed()

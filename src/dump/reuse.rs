@@ -2,7 +2,7 @@
 //!
 //! | a frame | becomes |
 //! |---|---|
-//! | in which a changed row may stand | rewritten: decoded, the changed rows taken out, the rest put into new frames |
+//! | in which a changed row may stand | rewritten: decoded, the changed rows exchanged or taken out; compressed again, or, less than three quarters full, put into new frames |
 //! | small, of a model and group set of which something is written anyway | rewritten, so that at most one small frame a model and set is left |
 //! | of a pack that goes | copied as it is into a new pack |
 //! | any other | used where it is |

@@ -107,6 +107,46 @@ async fn only_what_changed_is_read_and_the_rest_is_used_again() {
     assert!(later.sync_id > facts.sync_id && again.packs == manifest.packs && again.frames == manifest.frames);
 }
 
+/// A row that changed is exchanged where it stood; one that moved, or has grown too long for its frame, gets another.
+#[tokio::test(start_paused = true)]
+async fn a_changed_row_stays_in_its_frame() {
+    let counted = Counted::new(DumpSettings::default());
+    let (world, o) = (&counted.world, org("o"));
+    let put = |id: u32, team: &str, len: usize| {
+        let line = format!(
+            "{{\"__class\":\"Issue\",\"id\":\"{id}\",\"teamId\":\"{team}\",\"text\":\"{}\"}}\n",
+            "x".repeat(len)
+        );
+        world.source.put(&o, 0, &id.to_string(), team_set(team), line);
+    };
+    (0..2000).for_each(|id| put(id, "a", 1000));
+    counted.make(&o, Wish::Background).await;
+    let rows = async || {
+        let (_, manifest) = counted.published(&o).await;
+        assert_eq!(counted.lines(&o).await, world.source.lines(&o, |_, _| true));
+        let mut rows: Vec<u32> = manifest.frames.iter().map(|frame| frame.rows).collect();
+        rows.sort_unstable();
+        rows
+    };
+    let made = rows().await;
+    let full = made[1];
+    assert!(made.len() == 7 && made[1..].iter().all(|rows| *rows == full), "six full frames and a rest: {made:?}");
+    let refresh = async |change: &dyn Fn()| {
+        change();
+        assert!(counted.make(&o, Wish::Background).await.refreshed().is_some());
+        rows().await
+    };
+    assert_eq!(refresh(&|| put(5, "a", 1000)).await, made, "each frame has the rows it had");
+    assert_eq!(refresh(&|| put(6, "a", 900)).await, made);
+    let (one_less, of_others) = (full - 1, made[1..6].to_vec());
+    let after = |new: u32| [vec![new, made[0], one_less], of_others.clone()].concat();
+    assert_eq!(refresh(&|| put(7, "b", 1000)).await, after(1), "it is among those of another team");
+    // Of the same frame as the one that moved, and longer than what is free there; the small rest of the set takes it.
+    let mut rest = after(1);
+    (rest[1], rest[2]) = (rest[1] + 1, rest[2] - 1);
+    assert_eq!(refresh(&|| put(8, "a", 5000)).await, rest, "there was no room for it");
+}
+
 #[tokio::test(start_paused = true)]
 async fn everything_is_read_when_it_has_to_be() {
     let counted = Counted::new(DumpSettings { refresh_max_count: 2, ..DumpSettings::default() });
