@@ -89,9 +89,10 @@ impl OpenFrames {
     fn append(&mut self, key: (u32, SetId), line: &[u8], full: &mut Vec<FullFrame>) {
         let open = self.open.entry(key).or_default();
         if !open.lines.is_empty() && open.lines.len() + line.len() > TARGET_RAW {
-            full.extend(self.close(key));
+            let Open { lines, rows } = std::mem::take(open);
+            self.bytes -= lines.capacity();
+            full.push(FullFrame { model: key.0, set: key.1, lines, rows });
         }
-        let open = self.open.entry(key).or_default();
         let before = open.lines.capacity();
         open.make_room(line.len());
         open.lines.extend_from_slice(line);

@@ -9,9 +9,11 @@ use bytes::Bytes;
 
 use crate::source::{FoundRow, GroupSets, RowBatch, RowRef, SetId};
 
-/// How many bytes of lines wait for the frames in which their rows stood, which keep as much again of what was found with
-/// them. What comes after goes into new frames at once.
+/// How many bytes of lines wait for the frames in which their rows stood. What comes after goes into new frames at once.
 const MOST_WAITING: usize = 16 << 20;
+
+/// About how many bytes the batches hold that [`left_over`] gives.
+const BATCH_BYTES: usize = 1 << 20;
 
 /// The objects whose old rows may not stay, by model and id, each with its row as it is now where that waits for a place.
 pub(super) type Gone = HashMap<usize, HashMap<Arc<str>, Option<Renewed>>>;
@@ -27,10 +29,6 @@ pub(super) struct Renewed {
 }
 
 impl Renewed {
-    fn new(row: &FoundRow, set: SetId) -> Self {
-        Self { set, line: row.line.clone(), is_placed: AtomicBool::new(false) }
-    }
-
     /// Whether the caller is the one who puts it into a frame.
     pub fn claim(&self) -> bool {
         !self.is_placed.swap(true, Ordering::Relaxed)
@@ -48,30 +46,41 @@ pub(super) struct News {
     keys: HashSet<(u32, SetId)>,
     /// Bytes of lines that wait.
     waiting: usize,
+    /// Whether no more may wait.
+    is_full: bool,
 }
 
 impl News {
-    /// Takes the rows of a look-up that somebody sees, each object once. Most wait for the frames in which they stood; the
-    /// others are given back.
+    /// Takes the rows of a look-up that somebody sees, each object once. Lines that wait are copied: what else was found with
+    /// them is not kept. Rows that may not wait are given back.
     pub fn take(&mut self, model: usize, found: Vec<FoundRow>, sets: &GroupSets) -> Option<RowBatch> {
-        let mut batch = RowBatch { model, lines: Vec::new(), rows: Vec::new(), by_set: false };
+        let key = u32::try_from(model).expect("a catalog has fewer than 2^32 models");
+        let (mut batch, mut lines, mut waiting) = (batch_of(model), Vec::new(), Vec::new());
         let objects = self.found.entry(model).or_default();
-        for row in found {
+        for FoundRow { id, line, groups } in found {
             self.read += 1;
-            let Entry::Vacant(entry) = objects.entry(row.id.clone()) else { continue };
-            if row.groups.as_slice().is_empty() {
-                entry.insert(None);
+            let Entry::Vacant(entry) = objects.entry(id.clone()) else { continue };
+            entry.insert(None);
+            if groups.as_slice().is_empty() {
                 continue;
             }
-            let set = sets.intern(row.groups.clone());
-            self.keys.insert((u32::try_from(model).ok()?, set));
-            let waits = self.waiting + row.line.len() <= MOST_WAITING;
-            entry.insert(waits.then(|| Renewed::new(&row, set)));
-            if waits {
-                self.waiting += row.line.len();
+            let set = sets.intern(groups);
+            self.keys.insert((key, set));
+            self.is_full |= self.waiting + line.len() > MOST_WAITING;
+            if self.is_full {
+                push(&mut batch, &line, set);
             } else {
-                push(&mut batch, &row.line, set);
+                self.waiting += line.len();
+                let start = lines.len();
+                lines.extend_from_slice(&line);
+                waiting.push((id, set, start..lines.len()));
             }
+        }
+        // Without what the vector has to spare.
+        let lines = Bytes::from(lines.into_boxed_slice());
+        for (id, set, range) in waiting {
+            let row = Renewed { set, line: lines.slice(range), is_placed: AtomicBool::new(false) };
+            objects.insert(id, Some(row));
         }
         (!batch.rows.is_empty()).then_some(batch)
     }
@@ -95,21 +104,33 @@ impl News {
     }
 }
 
-/// The rows that no frame had room for: new ones, those that moved, and those that have grown.
+/// The rows that no frame took: new ones, those that moved, and those that have grown. In the order of their ids. Blocks: some
+/// 20 ms for as many as may wait.
 pub(super) fn left_over(gone: &Gone) -> Vec<RowBatch> {
-    let batch = |(model, objects): (&usize, &HashMap<_, Option<Renewed>>)| {
-        let mut batch = RowBatch { model: *model, lines: Vec::new(), rows: Vec::new(), by_set: false };
-        for row in objects.values().flatten().filter(|row| row.claim()) {
+    let mut batches = Vec::new();
+    for (model, objects) in gone {
+        let mut rows: Vec<_> = objects.iter().filter_map(|(id, row)| Some((id, row.as_ref()?))).collect();
+        rows.retain(|(_, row)| row.claim());
+        rows.sort_unstable_by_key(|(id, _)| *id);
+        let mut batch = batch_of(*model);
+        for (_, row) in rows {
             push(&mut batch, &row.line, row.set);
+            if batch.lines.len() >= BATCH_BYTES {
+                batches.push(std::mem::replace(&mut batch, batch_of(*model)));
+            }
         }
-        batch
-    };
-    gone.iter().map(batch).filter(|batch| !batch.rows.is_empty()).collect()
+        batches.extend((!batch.rows.is_empty()).then_some(batch));
+    }
+    batches
+}
+
+fn batch_of(model: usize) -> RowBatch {
+    RowBatch { model, lines: Vec::new(), rows: Vec::new(), by_set: false }
 }
 
 fn push(batch: &mut RowBatch, line: &[u8], set: SetId) {
     batch.lines.extend_from_slice(line);
-    // As much as waits, or as one look-up brings.
+    // One look-up brings less: a row, whose line has at most 1 GiB, or [`super::renewal`]'s bound.
     let end = u32::try_from(batch.lines.len()).expect("fewer than 4 GiB");
     batch.rows.push(RowRef { end, set });
 }
@@ -145,13 +166,23 @@ mod tests {
     }
 
     #[test]
+    fn lines_that_wait_keep_nothing_else() {
+        let (mut news, sets) = (News::default(), GroupSets::default());
+        let arena = Bytes::from(vec![b'x'; 1000]);
+        let part = |id: &str, teams: &[&str], range| FoundRow { line: arena.slice(range), ..row(id, teams, 0) };
+        assert!(news.take(0, vec![part("1", &["a"], 0..10), part("2", &[], 10..1000)], &sets).is_none());
+        assert!(arena.is_unique(), "the rows nobody sees are dropped with what they came in");
+    }
+
+    #[test]
     fn what_waits_is_bounded() {
         let (mut news, sets) = (News::default(), GroupSets::default());
-        let large = (0..5).map(|id| row(&id.to_string(), &["a"], MOST_WAITING / 4)).collect();
-        let batch = news.take(0, large, &sets).unwrap();
-        assert_eq!((batch.rows.len(), batch.lines.len()), (1, MOST_WAITING / 4));
+        let mut rows: Vec<_> = (0..4).map(|id| row(&id.to_string(), &["a"], MOST_WAITING / 4 - 1)).collect();
+        rows.extend([row("4", &["a"], 5), row("5", &["a"], 1)]);
+        let batch = news.take(0, rows, &sets).unwrap();
+        assert_eq!((batch.rows.len(), batch.lines.len()), (2, 6), "once one may not wait, none may");
         let gone = news.gone(&[]);
         assert_eq!(gone[&0].values().flatten().count(), 4);
-        assert_eq!(gone[&0].len(), 5, "its old row may not stay either");
+        assert_eq!(gone[&0].len(), 6, "their old rows may not stay either");
     }
 }

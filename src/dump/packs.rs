@@ -2,15 +2,15 @@
 //!
 //! A reader loads whole packs, so the frames of one group set stay together: a set that fills a pack gets packs of its
 //! own, and of what is left of each set in the end only what is small shares packs, with what is small of others. A reader of k of
-//! n groups so loads about k/n of the packs, and for each set at most 128 KiB more, or 256 KiB where that is less than a quarter
-//! of the set.
+//! n groups so loads about k/n of the packs, and for each of these that a set shares at most 128 KiB more, or 256 KiB where that is
+//! at most a quarter of the set.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::dump::live::LiveFrame;
 use crate::source::SetId;
 
-/// Collects frames until they fill packs. Memory: about 40 bytes a frame that waits, and 16 a set.
+/// Collects frames until they fill packs. Memory: about 40 bytes a frame that waits, and 40 a set.
 #[derive(Debug)]
 pub struct PackPlan {
     target: u64,

@@ -27,9 +27,9 @@
 //! that a dump is made, of which nothing comes: they wait as well.
 //!
 //! # Memory
-//! The ids of what changed (some 250 bytes each, 500,000 at most), up to 32 MiB of lines that wait for the frames in which they
-//! stood, the manifest, the open frames, the packs that are read, two of them and one for each compressor, and up to five shards of
-//! the index.
+//! The ids of what changed (some 250 bytes each, 500,000 at most), up to 16 MiB of lines that wait for the frames in which they
+//! stood, and as much again for those that no frame took; the manifest, the open frames, two packs that are read, and for each
+//! compressor eight frames, decoded, and the pack and the shard of the index they are of; four shards more.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -39,6 +39,9 @@ const LOOKUP_BYTES: usize = 16 << 20;
 /// Statements, and packs that are read, at a time.
 const AT_ONCE: usize = 2;
 
+/// Frames of a pack that are taken apart by one thread: so what it holds decoded is bounded, and several work on a large pack.
+const RUN: usize = 8;
+
 /// A refresh whose changes are known.
 pub(super) struct Renewal {
     builder: Arc<Builder>,
@@ -234,7 +237,13 @@ impl Renewal {
             let refresh = reader.clone();
             async move { Ok((refresh.stored(entry, &frames).await?, frames, filters)) }
         });
-        let taken = read.try_buffer_unordered(AT_ONCE).map_ok(move |(stored, frames, filters)| {
+        let runs = read.try_buffer_unordered(AT_ONCE).map_ok(|(stored, frames, filters)| {
+            let runs = frames.chunks(RUN).zip(stored.chunks(RUN));
+            let runs: Vec<_> =
+                runs.map(|(frames, stored)| Ok((frames.to_vec(), stored.to_vec(), filters.clone()))).collect();
+            stream::iter(runs)
+        });
+        let taken = runs.try_flatten().map_ok(move |(frames, stored, filters)| {
             let apart = taking.clone();
             task::blocking(move || apart.take(&frames, &stored, filters.as_deref()))
         });
@@ -250,7 +259,8 @@ impl Renewal {
                     }
                 }
             }
-            for batch in &left_over(&apart.gone) {
+            let left = task::blocking(move || left_over(&apart.gone)).await;
+            for batch in &left {
                 for frame in open.push(batch) {
                     yield Made::Full(frame);
                 }

@@ -10,7 +10,7 @@
 //! A pack goes when less than half of it is in use. Small packs of a set go together when there are four of them and more
 //! is written of the set, so that a reader of one set finds it in few places, and a set's only pack is not copied each time.
 //! Where what is not in use comes to more than a twelfth of the whole, the packs with the most of it go, until it does not. So
-//! a snapshot takes at most 1.09 times what its frames take, however often it was refreshed, and a reader who has nothing
+//! a snapshot takes about 1.09 times what its frames take at most, however often it was refreshed, and a reader who has nothing
 //! in memory loads no more than that. It is what such a reader feels: with up to a seventh out of use the demonstration's org of a
 //! million rows, refreshed 24 times, was read from a folder at 0.84 of the pace of one made as a whole, with a tenth at 0.89,
 //! with a twelfth at 0.93. Refreshes pay for it: after the newest percent changed they take 3 % longer than with a seventh, and
@@ -40,7 +40,7 @@ pub enum Fate {
     Kept,
     /// It is copied into another pack.
     Copied,
-    /// Its rows go into new frames.
+    /// It is decoded, and its rows as they are now go into a new one, or several.
     Rewritten,
 }
 

@@ -21,7 +21,7 @@ pub struct DumpSettings {
     pub open_bytes: usize,
     /// zstd level, 1 to 19.
     pub compression_level: i32,
-    /// Frames compressed at a time by one dump; 0: as many as there are cores.
+    /// Frames compressed at a time by one dump, and up to twice as many by a refresh; 0: as many as there are cores.
     pub compressors: usize,
     /// Percent of an org's rows that may have changed for a refresh; past it the org is read as a whole. 0: always.
     pub refresh_max_percent: u64,
@@ -47,7 +47,7 @@ impl DumpSettings {
         if self.spool_dir.as_os_str().is_empty() { std::env::temp_dir() } else { self.spool_dir.clone() }
     }
 
-    /// How many frames one dump compresses at a time.
+    /// How many frames one dump compresses at a time. A refresh takes as many packs apart besides.
     pub fn compressors(&self) -> usize {
         match self.compressors {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),

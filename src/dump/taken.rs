@@ -39,7 +39,7 @@ pub(super) struct Apart {
 }
 
 impl Apart {
-    /// Takes frames of a pack, each given with its bytes. `filters` are needed where any is copied. Blocks: decodes,
+    /// Takes some frames of a pack, each given with its bytes. `filters` are needed where any is copied. Blocks: decodes,
     /// compresses, and writes the spool.
     ///
     /// # Errors
@@ -86,7 +86,8 @@ impl Apart {
         let model = place.model as usize;
         let set = self.set_ids[place.set as usize];
         let gone = self.gone.get(&model);
-        let (mut rows, mut renewed, mut count) = (Vec::with_capacity(place.rows as usize), Vec::new(), 0);
+        let (mut rows, mut renewed, mut count) =
+            (Vec::with_capacity(lines.len().min(place.rows as usize)), Vec::new(), 0);
         let (mut start, mut kept) = (0, 0);
         loop {
             let Some(line) = frame::lines(&lines[start..]).next() else { break };

@@ -131,11 +131,10 @@ struct Maker {
 }
 
 impl Maker {
-    fn new(source: &Arc<dyn Source>, store: Arc<dyn SnapshotStore>, refreshes: u32) -> Self {
+    fn new(source: &Arc<dyn Source>, store: Arc<dyn SnapshotStore>, refreshes: u32, open_bytes: usize) -> Self {
         let (tasks, metrics) = (Tasks::new(), Metrics::new());
-        // Small, so that rows of one set come in several frames.
         let settings = DumpSettings {
-            open_bytes: 2048,
+            open_bytes,
             refresh_max_count: refreshes,
             refresh_max_percent: 90,
             ..DumpSettings::default()
@@ -212,22 +211,24 @@ async fn a_refresh_equals_a_full_dump() {
         }
         let about = format!("seed {}, round {rounds}, database {:?}", dice.seed(), database.config().get_dbname());
         let schema = source.schema().await.unwrap().hash.clone();
+        // Few, so that rows of one set come in several frames; or more than all rows have, so that frames are full by long ones.
+        let open_bytes = [2048, 8 << 20][dice.below(2)];
         for org in ORGS {
             let slot = Slot { org: Org::new(org), schema: schema.clone() };
             if dice.below(3) == 0 {
                 let dying = Dying { store: store.clone(), calls: AtomicI64::new(dice.below(12) as i64) };
-                let maker = Maker::new(&source, Arc::new(dying), 50);
+                let maker = Maker::new(&source, Arc::new(dying), 50, open_bytes);
                 deaths += u64::from(!maker.make(&slot).await);
                 maker.tasks.shutdown(Duration::from_secs(20)).await.unwrap();
             }
-            let maker = Maker::new(&source, store.clone(), 50);
+            let maker = Maker::new(&source, store.clone(), 50, open_bytes);
             assert!(maker.make(&slot).await, "{about}: not published");
             refreshed += maker.counted("headstart_refreshes_total");
             full += maker.counted("headstart_full_dumps_total");
             maker.tasks.shutdown(Duration::from_secs(20)).await.unwrap();
 
             let other = Arc::new(MemoryStore::new(retention()));
-            let whole = Maker::new(&source, other.clone(), 0);
+            let whole = Maker::new(&source, other.clone(), 0, open_bytes);
             assert!(whole.make(&slot).await, "{about}: no full dump");
             whole.tasks.shutdown(Duration::from_secs(20)).await.unwrap();
             let ((ours, at), (theirs, now)) = (held(&store, &slot).await, held(&other, &slot).await);

@@ -91,6 +91,7 @@ fn statement(dice: &mut Dice) -> String {
     let text = id("t", 1000);
     let mut pick = |of: &[&'static str]| of[dice.below(of.len())];
     let (org, team) = (pick(&["x", "x", "x", "y"]), pick(&["'a'", "'b'", "'c'", "NULL"]));
+    let times = pick(&["1", "1", "1", "70000"]);
     let (person, watchers) = (pick(&USERS), pick(&["NULL", "'{}'", "'{k}'", "'{l,m}'", "'{n,k}'"]));
     match dice.below(24) {
         0..=2 => format!(
@@ -103,7 +104,8 @@ fn statement(dice: &mut Dice) -> String {
         9 => format!("DELETE FROM issue WHERE id = '{issue}'"),
         10 => format!("UPDATE issue SET id = '{other}' WHERE id = '{issue}'"),
         11 | 12 => format!("INSERT INTO comment VALUES ('{comment}', '{text}', '{issue}') ON CONFLICT DO NOTHING"),
-        13 => format!("UPDATE comment SET body = '{text}' WHERE id = '{comment}'"),
+        // At times as long as most of a frame.
+        13 => format!("UPDATE comment SET body = repeat('{text}', {times}) WHERE id = '{comment}'"),
         14 => format!("UPDATE comment SET issue_id = '{issue}' WHERE id = '{comment}'"),
         15 => format!("DELETE FROM comment WHERE id = '{comment}'"),
         16 | 17 => {
