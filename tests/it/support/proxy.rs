@@ -58,6 +58,8 @@ async fn connection(client: TcpStream, target: String, mut mode: watch::Receiver
         let mut passed = 0;
         let mut buffer = vec![0; 16 << 10];
         loop {
+            // First: what comes after the mode has changed must not pass since it was waited for before.
+            let read = server_in.read(&mut buffer).await;
             let stalls = |mode: &Mode| match mode {
                 Mode::StallAfter(bytes) => passed >= *bytes,
                 Mode::Forget => forgotten,
@@ -66,7 +68,7 @@ async fn connection(client: TcpStream, target: String, mut mode: watch::Receiver
             if mode.wait_for(|mode| !stalls(mode)).await.is_err() {
                 return;
             }
-            let Ok(count @ 1..) = server_in.read(&mut buffer).await else { return };
+            let Ok(count @ 1..) = read else { return };
             passed += count;
             if client_out.write_all(&buffer[..count]).await.is_err() {
                 return;
