@@ -104,8 +104,8 @@ impl News {
     }
 }
 
-/// The rows that no frame took: new ones, those that moved, and those that have grown. In the order of their ids. Blocks: some
-/// 20 ms for as many as may wait.
+/// The rows that no frame took: new ones, those that moved, and those that have grown. In the order of their ids. Blocks:
+/// looks at all that changed, and copies what is left.
 pub(super) fn left_over(gone: &Gone) -> Vec<RowBatch> {
     let mut batches = Vec::new();
     for (model, objects) in gone {

@@ -74,7 +74,7 @@ impl PackPlan {
             open.len += pile.len;
             open.frames.extend(pile.in_order());
         }
-        packs.extend(shared.into_values().map(|pile| pile.frames).filter(|frames| !frames.is_empty()));
+        packs.extend(shared.into_values().map(|pile| pile.frames));
         packs
     }
 }
