@@ -142,6 +142,8 @@ async fn a_dump_is_seen_to_go_on() {
     operators.metrics.request("/sync/bootstrap", 200);
     operators.metrics.sent_bytes.inc_by(1 << 20);
     page.until("document.querySelectorAll('.chart .stroke.one[d]').length === 4");
+    // There are two points, so that there is one before the last: the service takes one every two seconds.
+    page.until("document.querySelector('.chart .stroke.one').getAttribute('d').includes('L')");
     page.until("document.querySelector('.chart .summary').textContent.includes('in the last ten minutes')");
     page.eval("document.querySelector('.chart').focus()");
     page.press("ArrowLeft", 37);
