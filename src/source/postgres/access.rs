@@ -16,6 +16,10 @@ use crate::source::{SourceError, sql};
 /// The groups of users, in their order: one statement for all. A text that the user column's type can't hold belongs to
 /// nobody, so it has no groups; it never reaches the server where others wait for the statement.
 ///
+/// Whoever is alone is asked for by values in place of lists. How long a list is PostgreSQL learns with each execution
+/// only, so it plans each anew (PostgreSQL docs, PREPARE: custom plans), which takes it several times as long as reading
+/// what one user belongs to by an index.
+///
 /// # Errors
 /// What keeps the database from answering.
 pub async fn memberships(
@@ -50,6 +54,7 @@ async fn groups_of(
     members: &[(Org, User)],
 ) -> Result<Vec<Vec<SyncGroup>>, SourceError> {
     let mut groups = vec![Vec::new(); members.len()];
+    let is_one = members.len() == 1;
     let mut selects = Vec::new();
     let mut columns: Vec<(Vec<i32>, Vec<&str>, Vec<&str>)> = Vec::new();
     for (membership, types) in layout.schema.catalog.access().memberships.iter().zip(&layout.memberships) {
@@ -66,16 +71,22 @@ async fn groups_of(
         }
         let first = columns.len() * 3 + 1;
         columns.push(asked);
+        let [places, orgs, users] = [first, first + 1, first + 2];
+        let asked = if is_one {
+            format!("(SELECT ${places}::pg_catalog.int4, ${orgs}::pg_catalog.text, ${users}::pg_catalog.text)")
+        } else {
+            format!(
+                "ROWS FROM (pg_catalog.unnest(${places}::pg_catalog.int4[]), pg_catalog.unnest(${orgs}::pg_catalog.text[]), \
+                            pg_catalog.unnest(${users}::pg_catalog.text[]))"
+            )
+        };
         // The kind is the catalog's: a letter, then letters, digits, `_` and `-` (checked when it is parsed).
         selects.push(format!(
             "SELECT asked.place, '{}' AS kind, held.{}::pg_catalog.text AS id \
-             FROM ROWS FROM (pg_catalog.unnest(${first}::pg_catalog.int4[]), pg_catalog.unnest(${}::pg_catalog.text[]), \
-                             pg_catalog.unnest(${}::pg_catalog.text[])) AS asked(place, org, member) \
+             FROM {asked} AS asked(place, org, member) \
              JOIN {} AS held ON held.{} = asked.org::{} AND held.{} = asked.member::{}",
             membership.kind,
             sql::ident(&membership.group),
-            first + 1,
-            first + 2,
             sql::table(&membership.table),
             sql::ident(&membership.org),
             types.org,
@@ -91,8 +102,9 @@ async fn groups_of(
     let statement = lease.prepared(layout.schema.hash.as_str(), &selects.join(" UNION ALL ")).await.map_err(failed)?;
     let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::new();
     for (places, orgs, users) in &columns {
-        let of_one: [&(dyn ToSql + Sync); 3] = [places, orgs, users];
-        parameters.extend(of_one);
+        let asked: [&(dyn ToSql + Sync); 3] =
+            if is_one { [&places[0], &orgs[0], &users[0]] } else { [places, orgs, users] };
+        parameters.extend(asked);
     }
     for row in lease.query(&statement, &parameters).await.map_err(failed)? {
         let place = usize::try_from(row.get::<_, i32>(0)).ok().and_then(|place| groups.get_mut(place));
