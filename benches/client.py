@@ -10,10 +10,10 @@ import machine
 HERE = Path(__file__).resolve().parent
 
 
-def built(work):
-    """Compiles it: the standard library is all it needs."""
-    program = work / "download"
-    subprocess.run(["rustc", "-O", "--edition", "2024", "-o", program, HERE / "download.rs"], check=True)
+def built(work, name):
+    """Compiles a program of one file: the standard library is all it needs."""
+    program = work / name
+    subprocess.run(["rustc", "-O", "--edition", "2024", "-o", program, HERE / f"{name}.rs"], check=True)
     return program
 
 
@@ -56,7 +56,7 @@ def quantile(values, percent):
 
 class Client:
     def __init__(self, work):
-        self.program = built(work)
+        self.program = built(work, "download")
 
     def run(self, url, path, *, connections=1, seconds=None, answers=None, save=None, token=None, encoding="zstd"):
         """Downloads until the client has had enough. Ends the bench when an answer is not whole."""

@@ -10,7 +10,9 @@ import threading
 import time
 import urllib.request
 from dataclasses import dataclass
+from statistics import median
 
+from client import built
 from results import Goal, Section, work_table
 from servers import Headstart, metric
 from turns import Case, middle, ratios, take_turns
@@ -77,11 +79,11 @@ def driver_loop(mongo, database):
     return work
 
 
-class CatServer:
-    """Answers every connection with a head and `cat` of some files, which writes into the socket itself."""
+class FileServer:
+    """Answers every connection with a head and what a program makes of some files, which writes into the socket itself."""
 
-    def __init__(self, files):
-        self.files, self.socket = files, socket.create_server(("127.0.0.1", 0))
+    def __init__(self, program, files):
+        self.program, self.files, self.socket = program, files, socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         self.bytes = sum(file.stat().st_size for file in files)
         threading.Thread(target=self.serve, daemon=True).start()
@@ -95,7 +97,7 @@ class CatServer:
             with connection:
                 connection.recv(65536)
                 connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {self.bytes}\r\n\r\n".encode())
-                subprocess.run(["cat", *self.files], stdout=connection, check=False)
+                subprocess.run([self.program, *self.files], stdout=connection, check=False)
 
     def close(self):
         self.socket.close()
@@ -108,7 +110,8 @@ def measure(bench):
     from_folder = bench.headstart("cold-folder")
     whole, few = Fresh(bench, from_mongo, bench.token), CountedFresh(bench, from_mongo, bench.token_of_few)
     folder = Fresh(bench, from_folder, bench.token)
-    cat = CatServer(sorted((bench.work / "store").rglob("packs/*")))
+    packs = sorted((bench.work / "store").rglob("packs/*"))
+    cat, keep = FileServer("cat", packs), FileServer(built(bench.work, "keep"), packs)
     loop = driver_loop(bench.mongo, "packs")
     # Once for nothing: what the first connection and the first read cost.
     loop()
@@ -119,12 +122,14 @@ def measure(bench):
         few.case("Headstart, from MongoDB, 3 of 60 teams", **mongo),
         folder.case("Headstart, from the folder"),
         Case("`cat` of the packs to a socket", lambda: bench.client.run(cat.url, "/")),
+        Case("a program that keeps and sums what it reads", lambda: bench.client.run(keep.url, "/")),
     ]
     measured = take_turns(bench.rounds, cases)
     cat.close()
+    keep.close()
     bench.mongo.client.drop_database("packs")
 
-    ours, its, part, ours_folder, its_cat = (measured[case.name] for case in cases)
+    ours, its, part, ours_folder, its_cat, its_keep = (measured[case.name] for case in cases)
     loaded = [run.gave.loaded / run.gave.all_bytes for run in part]
     # Bytes per second: each of its own bytes, which are the same packs.
     goals = [
@@ -139,8 +144,16 @@ manifest (once in the life of a snapshot), and no pack. The driver loop is pymon
 to nowhere; the driver and the network are most of it. A user in 3 of 60 teams is sent {middle(part, lambda run: run.gave.all_bytes) / 1e6:.2f} MB, for which MongoDB sends
 {middle(part, lambda run: run.gave.loaded) / 1e6:.2f} MB (`network.bytesOut`). What the operating system has cached stays cached.
 
+`cat` has one buffer. What any server does that keeps what it reads, and looks at it before it sends it, a program of 50 lines does
+(`benches/keep.rs`: one thread reads, another writes), at {median(ratios(its_keep, its_cat, pace)):.2f} of `cat`'s pace ({spread(ratios(its_keep, its_cat, pace))}); the service against it: {median(ratios(ours_folder, its_keep, pace)):.2f}
+({spread(ratios(ours_folder, its_keep, pace))}).
+
 {work_table(measured, lambda name, runs: middle(runs, size) / 1e6)}"""
     return Section(goals, text)
+
+
+def spread(values):
+    return f"{min(values):.2f} to {max(values):.2f}"
 
 
 def size(run):
