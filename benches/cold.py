@@ -144,8 +144,8 @@ manifest (once in the life of a snapshot), and no pack. The driver loop is pymon
 to nowhere; the driver and the network are most of it. A user in 3 of 60 teams is sent {middle(part, lambda run: run.gave.all_bytes) / 1e6:.2f} MB, for which MongoDB sends
 {middle(part, lambda run: run.gave.loaded) / 1e6:.2f} MB (`network.bytesOut`). What the operating system has cached stays cached.
 
-`cat` has one buffer. What any server does that keeps what it reads, and looks at it before it sends it, a program of 50 lines does
-(`benches/keep.rs`: one thread reads, another writes), at {median(ratios(its_keep, its_cat, pace)):.2f} of `cat`'s pace ({spread(ratios(its_keep, its_cat, pace))}); the service against it: {median(ratios(ours_folder, its_keep, pace)):.2f}
+`cat` has one buffer. A plain program that keeps what it reads, and sums it before it is sent (`benches/keep.rs`: one thread reads,
+another writes), has {median(ratios(its_keep, its_cat, pace)):.2f} of its pace ({spread(ratios(its_keep, its_cat, pace))}); the service against the program: {median(ratios(ours_folder, its_keep, pace)):.2f}
 ({spread(ratios(ours_folder, its_keep, pace))}).
 
 {work_table(measured, lambda name, runs: middle(runs, size) / 1e6)}"""

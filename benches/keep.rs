@@ -1,10 +1,10 @@
-//! What a server that keeps and checks what it reads takes at least: writes files to its output, each read into memory of
-//! its own, which stays, and summed, by one thread while another writes.
+//! What keeping and checking what is read costs a plain program: writes files to its output, each read into memory of its
+//! own, which stays, and summed, by one thread while another writes.
 //!
 //! ```text
 //! keep FILE...
 //! ```
-//! The sum is no checksum, but reads every byte as fast as one: eight lanes, a multiplication each for 8 bytes.
+//! The sum is no checksum, but reads the bytes as fast as one: eight lanes, a multiplication each for 8 bytes.
 
 use std::error::Error;
 use std::fs;

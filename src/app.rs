@@ -13,10 +13,11 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::KeyError;
@@ -47,6 +48,9 @@ pub const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// The pause between two tries to reach the database at the start: short, so that clients are served as soon as it answers.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// How long one try may take: a database that takes connections and then says nothing must not be waited for without end.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// How often the log tells that it still does not.
 const TELL: Duration = Duration::from_secs(5);
@@ -148,7 +152,8 @@ pub async fn run(
         token.run_until_cancelled(room).await;
     });
     let client_routes = http::router(service.clone(), keys, metrics.clone(), &config.http, &config.admission)?;
-    let admin_routes = admin::router(service, metrics.clone(), stop.clone(), &config.admin, tasks);
+    let opened = Arc::new(AtomicBool::new(false));
+    let admin_routes = admin::router(service, metrics.clone(), opened.clone(), stop.clone(), &config.admin, tasks);
 
     let stop_admin = CancellationToken::new();
     let operators = server::serve(
@@ -176,6 +181,7 @@ pub async fn run(
         Trimmer::new(source.clone(), store.clone(), config.trim.clone(), metrics.clone()).start(tasks);
         Rounds::new(source.clone(), store.clone(), config.verify.clone(), metrics.clone()).start(tasks);
         tracing::info!(listen = ?listeners.client.local_addr(), "clients are served");
+        opened.store(true, Ordering::Release);
         server::serve(
             server::without_delay(listeners.client),
             client_routes,
@@ -198,7 +204,8 @@ async fn wait_for(source: &dyn Source, within: Duration) -> Result<(), AppError>
     let deadline = Instant::now() + within;
     let mut told: Option<Instant> = None;
     loop {
-        match source.schema().await {
+        let late = |_| Err(SourceError::unavailable(format!("no answer within {} s", ANSWER.as_secs())));
+        match timeout(ANSWER, source.schema()).await.unwrap_or_else(late) {
             Ok(schema) => {
                 tracing::info!(schema = %schema.hash, models = schema.models.len(), "the database answers");
                 return Ok(());

@@ -10,7 +10,7 @@ use crate::support::proxy::Proxy;
 use crate::support::server::Setup;
 
 /// Puts a proxy between the service and its database.
-async fn proxied(database: &Database, setup: &mut Setup) -> Proxy {
+pub async fn proxied(database: &Database, setup: &mut Setup) -> Proxy {
     let config = database.config();
     let tokio_postgres::config::Host::Tcp(host) = &config.get_hosts()[0] else { panic!("tests use TCP") };
     let port = config.get_ports()[0];

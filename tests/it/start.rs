@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use crate::fire::proxied;
 use crate::support::cluster::Cluster;
 use crate::support::postgres::Database;
+use crate::support::proxy::Mode;
 use crate::support::server::Setup;
+use crate::support::studio;
 
 const CATALOG: &str = include_str!("../../config/catalog.toml");
 
@@ -56,6 +59,20 @@ async fn it_waits_for_the_database_says_so_and_is_ready_soon_after_it() {
     let after = ready_at.saturating_duration_since(answers_at);
     assert!(after < SOON, "ready {after:?} after the database");
     assert!(server.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_falls_silent_is_not_waited_for_without_end() {
+    let (database, _client, mut setup) = studio::with_log(1, studio::CATALOG).await;
+    setup.set("HEADSTART_HTTP_LISTEN", "127.0.0.1:0").set("HEADSTART_ADMIN_LISTEN", "127.0.0.1:0");
+    setup.set("HEADSTART_POSTGRES_STARTUP_WAIT_S", "1");
+    let proxy = proxied(&database, &mut setup).await;
+    // Enough to connect, and too little to learn what the tables look like.
+    proxy.set(Mode::StallAfter(1000));
+    let output = tokio::task::block_in_place(|| setup.run(&["serve"]));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("no answer within 10 s"), "{said}");
 }
 
 #[tokio::test]

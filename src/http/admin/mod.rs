@@ -17,6 +17,7 @@ mod traffic;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
@@ -100,17 +101,19 @@ struct Readiness {
 struct Admin {
     service: Service,
     metrics: Metrics,
+    opened: Arc<AtomicBool>,
     stop: CancellationToken,
     guard: Guard,
     feed: Feed,
 }
 
-/// `/livez` and `/readyz` for everyone; for operators `/metrics`, the operations API and the dashboard. Once `stop` is
-/// cancelled the service is not ready any more, and pages are not followed by events. What they are told is made by a task
-/// of `tasks`.
+/// `/livez` and `/readyz` for everyone; for operators `/metrics`, the operations API and the dashboard. Until `opened` says
+/// that clients are let in the service is not ready, and once `stop` is cancelled not any more; then pages are not
+/// followed by events either. What they are told is made by a task of `tasks`.
 pub fn router(
     service: Service,
     metrics: Metrics,
+    opened: Arc<AtomicBool>,
     stop: CancellationToken,
     settings: &AdminSettings,
     tasks: &Tasks,
@@ -129,18 +132,25 @@ pub fn router(
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .merge(for_operators)
-        .with_state(Arc::new(Admin { service, metrics, stop, guard, feed }))
+        .with_state(Arc::new(Admin { service, metrics, opened, stop, guard, feed }))
 }
 
 /// 200 while clients can be served, if only some of them; 503 otherwise.
 async fn readyz(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+    let down = |reason: &str| PartHealth { part: "service", state: Health::Down, reason: Some(reason.into()) };
+    let worst = |parts: &[PartHealth]| parts.iter().map(|part| part.state).max().unwrap_or(Health::Ok);
+    let opened = admin.opened.load(Ordering::Acquire);
     let parts = if admin.stop.is_cancelled() {
-        let reason = Some("it was told to stop and takes no new clients".into());
-        vec![PartHealth { part: "service", state: Health::Down, reason }]
+        vec![down("it was told to stop and takes no new clients")]
     } else {
-        admin.service.readiness().await
+        let mut parts = admin.service.readiness().await;
+        // While another part is down, that is why.
+        if !opened && worst(&parts) != Health::Down {
+            parts.push(down("it begins, and lets no clients in yet"));
+        }
+        parts
     };
-    let status = parts.iter().map(|part| part.state).max().unwrap_or(Health::Ok);
+    let status = worst(&parts);
     let code = if status == Health::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let parts = admin.guard.admits(&headers).then_some(parts);
     (code, Json(Readiness { status, parts })).into_response()

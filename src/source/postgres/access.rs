@@ -16,9 +16,9 @@ use crate::source::{SourceError, sql};
 /// The groups of users, in their order: one statement for all. A text that the user column's type can't hold belongs to
 /// nobody, so it has no groups; it never reaches the server where others wait for the statement.
 ///
-/// Whoever is alone is asked for by values in place of lists. How long a list is PostgreSQL learns with each execution
-/// only, so it plans each anew (PostgreSQL docs, PREPARE: custom plans), which takes it several times as long as reading
-/// what one user belongs to by an index.
+/// Whoever is alone is asked for by values in place of lists. PostgreSQL's generic plan supposes lists of ten, so it plans
+/// shorter ones anew with each execution (PostgreSQL docs, PREPARE: custom plans), which takes it longer than reading what one
+/// user belongs to by an index.
 ///
 /// # Errors
 /// What keeps the database from answering.
@@ -98,7 +98,7 @@ async fn groups_of(
         return Ok(groups);
     }
     let failed = |error| classify("reading the memberships", error);
-    // Prepared, because planning it takes PostgreSQL longer than reading a few rows by an index.
+    // Prepared, because parsing and planning it takes PostgreSQL longer than reading a few rows by an index.
     let statement = lease.prepared(layout.schema.hash.as_str(), &selects.join(" UNION ALL ")).await.map_err(failed)?;
     let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::new();
     for (places, orgs, users) in &columns {

@@ -52,7 +52,7 @@ use crate::trace::span;
 /// Callers that may be queued for the next probe of the watermark.
 const ASKING: usize = 1024;
 
-/// How long it may take until a trigger that was dropped or disabled is noticed; twice as long where it takes as long to ask.
+/// How long it may take until a trigger that was dropped or disabled is noticed; twice as long where asking takes long.
 const TRIGGERS_KNOWN: Duration = Duration::from_secs(5);
 
 /// The application's database.
@@ -68,7 +68,7 @@ pub struct PostgresSource {
     layout: Mutex<Option<Arc<Layout>>>,
     /// Which models were not logged when the triggers were last looked at.
     unlogged: Mutex<Option<(Instant, Faults)>>,
-    /// Held by whoever asks for it anew.
+    /// Held by the first who asks for it anew.
     asks_triggers: tokio::sync::Mutex<()>,
     metrics: Metrics,
 }
@@ -322,9 +322,9 @@ impl Source for PostgresSource {
     }
 
     async fn unlogged(&self) -> Result<Faults, SourceError> {
-        let known = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let turn = self.asks_triggers.try_lock();
-        // While somebody asks, all others take what was known a moment ago.
+        let known = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // While somebody asks, others take what is known, unless it is too old: then they ask, too.
         let young = if turn.is_ok() { TRIGGERS_KNOWN } else { 2 * TRIGGERS_KNOWN };
         if let Some((_, unlogged)) = known.filter(|(at, _)| at.elapsed() < young) {
             return Ok(unlogged);

@@ -1,6 +1,8 @@
 //! The operators' side of a small world, on a port of its own.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use headstart::auth::Secret;
@@ -40,7 +42,9 @@ impl Operators {
     pub async fn with(world: World, token: Option<&str>) -> Self {
         let settings = AdminSettings { token: token.map(Secret::new), ..AdminSettings::default() };
         let (stop, metrics, http) = (CancellationToken::new(), Metrics::new(), HttpSettings::default());
-        let router = admin::router(world.service.clone(), metrics.clone(), stop.clone(), &settings, &world.tasks);
+        let opened = Arc::new(AtomicBool::new(true));
+        let router =
+            admin::router(world.service.clone(), metrics.clone(), opened, stop.clone(), &settings, &world.tasks);
         let listener = server::without_delay(TcpListener::bind("127.0.0.1:0").await.expect("a free port"));
         let address = axum::serve::Listener::local_addr(&listener).expect("its address");
         let (tasks, stopped) = (world.tasks.clone(), stop.clone());
