@@ -145,15 +145,16 @@ to nowhere; the driver and the network are most of it. A user in 3 of 60 teams i
 {middle(part, lambda run: run.gave.loaded) / 1e6:.2f} MB (`network.bytesOut`). What the operating system has cached stays cached.
 
 `cat` has one buffer. A plain program that keeps what it reads, and sums it before it is sent (`benches/keep.rs`: one thread reads,
-another writes), has {median(ratios(its_keep, its_cat, pace)):.2f} of its pace ({spread(ratios(its_keep, its_cat, pace))}); the service against the program: {median(ratios(ours_folder, its_keep, pace)):.2f}
-({spread(ratios(ours_folder, its_keep, pace))}).
+another writes), has {in_rounds(its_keep, its_cat)} of its pace; the service against the program: {in_rounds(ours_folder, its_keep)}.
 
 {work_table(measured, lambda name, runs: middle(runs, size) / 1e6)}"""
     return Section(goals, text)
 
 
-def spread(values):
-    return f"{min(values):.2f} to {max(values):.2f}"
+def in_rounds(runs, others):
+    """The ratio of their paces: median, least and most."""
+    found = ratios(runs, others, pace)
+    return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 def size(run):

@@ -322,11 +322,17 @@ impl Source for PostgresSource {
     }
 
     async fn unlogged(&self) -> Result<Faults, SourceError> {
+        let known = |within| {
+            let known = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            known.filter(|(at, _)| at.elapsed() < within).map(|(_, unlogged)| unlogged)
+        };
+        if let Some(unlogged) = known(TRIGGERS_KNOWN) {
+            return Ok(unlogged);
+        }
+        // While somebody asks, others take what is known, unless it is too old: then they ask, too. Whoever has the turn looks
+        // again, as the one before may have ended just now.
         let turn = self.asks_triggers.try_lock();
-        let known = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // While somebody asks, others take what is known, unless it is too old: then they ask, too.
-        let young = if turn.is_ok() { TRIGGERS_KNOWN } else { 2 * TRIGGERS_KNOWN };
-        if let Some((_, unlogged)) = known.filter(|(at, _)| at.elapsed() < young) {
+        if let Some(unlogged) = known(if turn.is_ok() { TRIGGERS_KNOWN } else { 2 * TRIGGERS_KNOWN }) {
             return Ok(unlogged);
         }
         let at = Instant::now();
