@@ -76,7 +76,7 @@ async fn dump(rooms: &Rooms, slot: &Slot, full: bool, limits: &Limits, bar: &Pro
     if !full && is_fresh(rooms, slot, limits).await? {
         return Ok(Outcome::Fresh);
     }
-    let wish = if full { Wish::New } else { Wish::Any };
+    let wish = if full { Wish::New } else { Wish::Published };
     match rooms.dumps.join(slot, wish, looked, &"the command line asks for it")? {
         Joined::Live(live) => {
             let settled = follow(&live, bar).await;

@@ -40,6 +40,8 @@ pub enum Full {
     Store,
     /// What is stored is damaged or missing.
     Damaged,
+    /// It was deleted, or another took its place, in the middle.
+    Replaced,
     /// The snapshot has no index: an older version made it.
     NotIndexed,
     /// The snapshot is of another history.
@@ -58,7 +60,7 @@ pub enum Full {
     SchemaChanged,
     /// The database or the spool failed in the middle.
     Failed,
-    /// Somebody waits for it, and it takes long.
+    /// A reader waits for it, and it takes long.
     Slow,
 }
 
@@ -70,6 +72,7 @@ impl Full {
             Self::NoSnapshot => "no_snapshot",
             Self::Store => "store",
             Self::Damaged => "damaged",
+            Self::Replaced => "replaced",
             Self::NotIndexed => "not_indexed",
             Self::OtherEpoch => "epoch",
             Self::Due(_) => "due",
@@ -91,6 +94,7 @@ impl fmt::Display for Full {
             Self::NoSnapshot => f.write_str("there is no snapshot of this schema"),
             Self::Store => f.write_str("the store does not answer as it should"),
             Self::Damaged => f.write_str("what is stored is damaged or missing"),
+            Self::Replaced => f.write_str("what was published is not there any more"),
             Self::NotIndexed => f.write_str("the snapshot has no index"),
             Self::OtherEpoch => f.write_str("the snapshot is of another epoch"),
             Self::Due(count) => write!(f, "the snapshot was refreshed {count} times"),
@@ -100,7 +104,7 @@ impl fmt::Display for Full {
             Self::Ids => f.write_str("the ids of a changed model can't be compared"),
             Self::SchemaChanged => f.write_str("the tables changed meanwhile"),
             Self::Failed => f.write_str("the refresh failed"),
-            Self::Slow => f.write_str("somebody waits, and the refresh takes long"),
+            Self::Slow => f.write_str("a reader waits, and the refresh takes long"),
         }
     }
 }

@@ -36,8 +36,10 @@ pub struct LiveDump {
     looked: Instant,
     opened: OnceLock<Opened>,
     progress: watch::Sender<Progress>,
-    /// Whether anyone but the background job asked for it. This and the next two change under the queue's lock.
+    /// Whether anyone but the background job asked for it. This and the next three change under the queue's lock.
     wanted: AtomicBool,
+    /// Whether anyone waits for its rows.
+    has_readers: AtomicBool,
     /// Whether anyone asked for a read that begins after the request.
     must_be_new: AtomicBool,
     /// The sync id that it must hold for those who wait.
@@ -128,6 +130,7 @@ impl LiveDump {
             opened: OnceLock::new(),
             progress,
             wanted: AtomicBool::new(false),
+            has_readers: AtomicBool::new(false),
             must_be_new: AtomicBool::new(false),
             must_hold: AtomicU64::new(0),
             refreshed: OnceLock::new(),
@@ -184,15 +187,21 @@ impl LiveDump {
         self.wanted.load(Ordering::Relaxed)
     }
 
+    pub(super) fn has_readers(&self) -> bool {
+        self.has_readers.load(Ordering::Relaxed)
+    }
+
     /// Somebody waits for it, with this wish.
     pub(super) fn want(&self, wish: Wish) {
         match wish {
             Wish::Background => return,
+            Wish::Published => return self.wanted.store(true, Ordering::Relaxed),
             Wish::Any => {}
             Wish::AtLeast(sync_id) => drop(self.must_hold.fetch_max(sync_id.0, Ordering::Relaxed)),
             Wish::New => self.must_be_new.store(true, Ordering::Relaxed),
         }
         self.wanted.store(true, Ordering::Relaxed);
+        self.has_readers.store(true, Ordering::Relaxed);
     }
 
     /// Whether this head holds what all who wait for the dump look for: published after they looked.

@@ -37,6 +37,8 @@ const RELEASE_WITHIN: Duration = Duration::from_secs(3);
 pub enum Wish {
     /// Any that is in the queue. Asked for by the background job: not made while another instance makes one.
     Background,
+    /// Any that is in the queue, once it is published: nobody reads its rows meanwhile.
+    Published,
     /// Any that is in the queue.
     Any,
     /// One that is true at this sync id.
@@ -416,7 +418,7 @@ fn grants(live: &LiveDump, wish: Wish) -> bool {
         return false;
     }
     match wish {
-        Wish::Background | Wish::Any => true,
+        Wish::Background | Wish::Published | Wish::Any => true,
         // Until the scan is open the watermark is unknown: the reader waits for it and asks again if it is too low.
         Wish::AtLeast(sync_id) => live.opened().is_none_or(|opened| opened.watermark.sync_id >= sync_id),
         Wish::New => false,

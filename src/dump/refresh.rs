@@ -23,11 +23,13 @@
 //! # Who waits
 //! It runs in the place and under the lease of the dump whose turn it is. Nobody can read from it: readers who join
 //! meanwhile wait for its end and then find what it published; when it is given up they get the dump they joined. After
-//! [`PATIENCE`] of somebody's waiting it is given up for a dump, whose first rows come at once. Other instances are told
+//! [`PATIENCE`] of a reader's waiting it is given up for a dump, whose first rows come at once. Where the watermark is still the
+//! snapshot's own, as while a writer stays open, nothing is made: readers are served what is there. Other instances are told
 //! that a dump is made, of which nothing comes: they wait as well.
 //!
 //! # Memory
-//! The ids of what changed (some 250 bytes each, 500,000 at most), up to 16 MiB of lines that wait for the frames in which they
+//! The ids of what changed (some 250 bytes each, 500,000 at most), two statements' rows (16 MiB each, or one row) and two batches of
+//! them on their way, up to 16 MiB of lines that wait for the frames in which they
 //! stood, and as much again for those that no frame took; the manifest, the open frames, two packs that are read, and for each
 //! compressor eight frames, decoded, and the pack and the shard of the index they are of; four shards more.
 
@@ -52,7 +54,7 @@ use crate::source::SourceError;
 use crate::store::{Facts, Head, Lease, StoreError};
 use crate::trace::span;
 
-/// How long somebody may wait for a refresh, who would get the first rows of a dump at once.
+/// How long a reader may wait for a refresh, who would get the first rows of a dump at once.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a refresh was not made.
@@ -61,6 +63,9 @@ pub(super) enum RefreshError {
     /// It can't be, or should not.
     #[error("{0}")]
     Full(Full),
+    /// A writer holds the watermark back: nothing newer than what is published can be made yet.
+    #[error("what is published is at the watermark")]
+    Newest,
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
@@ -83,8 +88,10 @@ impl RefreshError {
     fn full(&self) -> Full {
         match self {
             Self::Full(full) => *full,
+            Self::Newest => Full::Failed,
             Self::Source(SourceError::Trimmed { .. }) => Full::Trimmed,
             Self::Source(_) | Self::Dump(_) => Full::Failed,
+            Self::Store(StoreError::Conflict) => Full::Replaced,
             Self::Store(error) if error.is_lasting() => Full::Damaged,
             Self::Store(_) => Full::Store,
             Self::Manifest(_) | Self::Index(_) | Self::Frame(_) | Self::Line => Full::Damaged,
@@ -119,11 +126,11 @@ impl Dumps {
         let live = driving.live.clone();
         let org = &live.slot().org;
         let mut head = head;
-        let made = match &head {
+        let refreshed = match &head {
             Ok(now) => self.refresh_while_bearable(&live, lease, now).instrument(span!("refresh")).await,
             Err(error) => Err(error.clone().into()),
         };
-        let error = match made {
+        let error = match refreshed {
             Ok(refreshed) => {
                 driving.stored = true;
                 live.note_refreshed(refreshed);
@@ -132,12 +139,17 @@ impl Dumps {
                 metrics.refreshed_rows.inc_by(refreshed.read);
                 return self.leave_for_published(&live);
             }
+            Err(RefreshError::Newest) => {
+                tracing::debug!(%org, "what is published is at the watermark; nothing is made");
+                return self.leave_for_published(&live);
+            }
             Err(error) => error,
         };
-        if let RefreshError::Store(StoreError::Conflict) = error {
-            tracing::info!(%org, "another snapshot was published during a refresh");
+        // Another one was published meanwhile, or this one, though it was given up.
+        if matches!(error, RefreshError::Store(StoreError::Conflict) | RefreshError::Full(Full::Slow)) {
             head = self.shared.store.head(live.slot()).await;
             if head.as_ref().is_ok_and(|head| live.is_granted_by(head)) {
+                tracing::info!(%org, "a snapshot was published during a refresh");
                 return self.leave_for_published(&live);
             }
         }
@@ -188,12 +200,12 @@ impl Dumps {
     }
 }
 
-/// Ends once somebody has waited for too long.
+/// Ends once a reader has waited for too long.
 async fn waited_for(live: &LiveDump) {
     let mut since: Option<Instant> = None;
     loop {
         sleep(Duration::from_secs(1)).await;
-        if live.is_wanted() && since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+        if live.has_readers() && since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
             return;
         }
     }

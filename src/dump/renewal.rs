@@ -1,12 +1,13 @@
 //! The work of a refresh: see [`crate::dump::refresh`](super::refresh) for its steps and why they are sound.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_stream::try_stream;
 use bytes::Bytes;
 use futures_util::future::try_join;
-use futures_util::stream::{self, BoxStream};
+use futures_util::stream::{self, BoxStream, FuturesUnordered};
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::time::Instant;
 
@@ -33,7 +34,7 @@ use crate::task;
 /// Ids one statement asks for.
 const LOOKUP_IDS: usize = 1000;
 
-/// Bytes of lines one statement may bring; past it fewer ids are asked for at a time.
+/// Bytes of lines one statement may bring, but for a single row; past it fewer ids are asked for at a time.
 const LOOKUP_BYTES: usize = 16 << 20;
 
 /// Statements, and packs that are read, at a time.
@@ -68,7 +69,10 @@ impl Renewal {
         if manifest.id != facts.id || manifest.org != slot.org || manifest.models as usize != schema.models.len() {
             return Err(RefreshError::Line);
         }
-        let mut watermark = source.watermark().await?;
+        let watermark = source.watermark().await?;
+        if watermark.epoch == manifest.epoch && watermark.sync_id <= manifest.sync_id {
+            return Err(RefreshError::Newest);
+        }
         let basis = Basis {
             epoch: &manifest.epoch,
             is_indexed: !manifest.index.is_empty() || manifest.frames.is_empty(),
@@ -82,8 +86,6 @@ impl Renewal {
         if source.unlogged().await?.keys().any(|model| models[*model].load.in_snapshot()) {
             return Err(Full::Unlogged.into());
         }
-        // What was a watermark stays one, though a writer may have held the next one back since.
-        watermark.sync_id = watermark.sync_id.max(manifest.sync_id);
         let changed = changed(&builder, live, &schema, &watermark, manifest.sync_id, most).await?;
         let ids = RowIds::new(&schema);
         if changed.iter().any(|(model, _)| !ids.are_known(*model)) {
@@ -140,9 +142,14 @@ impl Renewal {
         let rest = packs.finish(|set| self.opened.sets.get(set)).into_iter().map(Ok::<_, RefreshError>);
         self.builder.put_all(&fresh, &self.opened, stream::iter(rest), &mut stored).await?;
         self.keep_index(&fresh, &plan, &mut shards, &mut stored).await?;
-        // Another history since the rows were read: they are not what this one holds.
-        if self.builder.source().epoch().await? != self.manifest.epoch {
+        // Another history, or other columns, since the watermark was taken: the rows are not what it is a watermark of. A new
+        // column changes no row in the log, and what reads the old ones does not notice.
+        let source = self.builder.source();
+        if source.epoch().await? != self.manifest.epoch {
             return Err(Full::OtherEpoch.into());
+        }
+        if source.schema_now().await?.hash != self.opened.schema.hash {
+            return Err(Full::SchemaChanged.into());
         }
         self.builder.put_shard(&fresh, &mut stored, 1).await?;
         let written = stored.written;
@@ -157,30 +164,31 @@ impl Renewal {
         open: &'a mut OpenFrames,
         news: &'a mut News,
     ) -> BoxStream<'a, Result<Made, RefreshError>> {
-        let mut parts = Vec::new();
-        for (place, (_, ids)) in self.changed.iter().enumerate() {
-            parts
-                .extend((0..ids.len()).step_by(LOOKUP_IDS).map(|from| (place, from..ids.len().min(from + LOOKUP_IDS))));
-        }
-        let (refresh, org) = (self.clone(), org.clone());
-        let lookups = stream::iter(parts).map(move |(place, range)| {
-            let (refresh, org) = (refresh.clone(), org.clone());
-            async move {
-                let (model, ids) = &refresh.changed[place];
-                Ok::<_, RefreshError>((*model, refresh.find(&org, *model, &ids[range]).await?))
-            }
-        });
-        let mut lookups = lookups.buffered(AT_ONCE).boxed();
+        let org = org.clone();
         let frames = try_stream! {
-            while let Some((model, parts)) = lookups.try_next().await? {
-                for found in parts {
-                    if found.schema.hash != self.opened.schema.hash {
-                        Err(Full::SchemaChanged)?;
+            let mut waiting = Waiting::new(&self.changed);
+            let mut asked = FuturesUnordered::new();
+            loop {
+                while asked.len() < AT_ONCE && let Some(part) = waiting.next() {
+                    asked.push(self.find(&org, part));
+                }
+                let Some((part, found)) = asked.next().await else { break };
+                let found = match found {
+                    Ok(found) => found,
+                    Err(SourceError::TooLarge(_)) if part.ids.len() > 1 => {
+                        waiting.again(part);
+                        continue;
                     }
-                    if let Some(batch) = news.take(model, found.rows, &self.opened.sets) {
-                        for frame in open.push(&batch) {
-                            yield Made::Full(frame);
-                        }
+                    Err(error) => Err(error)?,
+                };
+                if found.schema.hash != self.opened.schema.hash {
+                    Err(Full::SchemaChanged)?;
+                }
+                waiting.took(found.rows.iter().map(|row| row.line.len()).sum());
+                let (model, _) = &self.changed[part.place];
+                if let Some(batch) = news.take(*model, found.rows, &self.opened.sets) {
+                    for frame in open.push(&batch) {
+                        yield Made::Full(frame);
                     }
                 }
             }
@@ -188,23 +196,15 @@ impl Renewal {
         frames.boxed()
     }
 
-    /// The rows with these ids, in one piece or several.
-    async fn find(&self, org: &Org, model: usize, ids: &[Arc<str>]) -> Result<Vec<Found>, SourceError> {
-        let (mut waiting, mut all) = (vec![ids], Vec::new());
-        while let Some(ids) = waiting.pop() {
-            // One row may be as long as the database lets it be.
-            let max_bytes = if ids.len() > 1 { LOOKUP_BYTES } else { usize::MAX };
-            let lookup = Lookup { org: org.clone(), model, by: By::Id, values: ids.to_vec(), max_bytes };
-            match self.builder.source().lookup(&lookup).await {
-                Ok(found) => all.push(found),
-                Err(SourceError::TooLarge(_)) if ids.len() > 1 => {
-                    let (head, tail) = ids.split_at(ids.len() / 2);
-                    waiting.extend([head, tail]);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(all)
+    /// The rows with some ids.
+    async fn find(&self, org: &Org, part: Part) -> (Part, Result<Found, SourceError>) {
+        let (model, ids) = &self.changed[part.place];
+        // One row may be as long as the database lets it be.
+        let max_bytes = if part.ids.len() > 1 { LOOKUP_BYTES } else { usize::MAX };
+        let values = ids[part.ids.clone()].to_vec();
+        let lookup = Lookup { org: org.clone(), model: *model, by: By::Id, values, max_bytes };
+        let found = self.builder.source().lookup(&lookup).await;
+        (part, found)
     }
 
     /// Takes apart what does not stay, and gives the frames that are full by it or by what was looked up, and then those that are
@@ -339,6 +339,50 @@ impl Renewal {
     }
 }
 
+/// Ids that one statement asks for: a range of those of a model that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    place: usize,
+    ids: Range<usize>,
+}
+
+/// What is still to be looked up.
+struct Waiting {
+    /// The next one last.
+    parts: Vec<Part>,
+    /// Ids that a statement asks for: fewer once their rows were too long, more again when they are short.
+    at_once: usize,
+}
+
+impl Waiting {
+    fn new(changed: &[(usize, Vec<Arc<str>>)]) -> Self {
+        let parts = changed.iter().enumerate().map(|(place, (_, ids))| Part { place, ids: 0..ids.len() });
+        Self { parts: parts.rev().collect(), at_once: LOOKUP_IDS }
+    }
+
+    fn next(&mut self) -> Option<Part> {
+        let Part { place, ids } = self.parts.pop()?;
+        let end = ids.end.min(ids.start + self.at_once);
+        if end < ids.end {
+            self.parts.push(Part { place, ids: end..ids.end });
+        }
+        Some(Part { place, ids: ids.start..end })
+    }
+
+    /// The rows were longer than a statement may bring.
+    fn again(&mut self, part: Part) {
+        self.at_once = self.at_once.min(part.ids.len() / 2).max(1);
+        self.parts.push(part);
+    }
+
+    /// A statement brought so many bytes.
+    fn took(&mut self, bytes: usize) {
+        if bytes < LOOKUP_BYTES / 4 {
+            self.at_once = LOOKUP_IDS.min(self.at_once * 2);
+        }
+    }
+}
+
 /// The objects that changed, by model.
 async fn changed(
     builder: &Builder,
@@ -388,4 +432,35 @@ enum Made {
     Full(FullFrame),
     /// In the spool already.
     Spooled(LiveFrame),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_rows_are_asked_for_in_smaller_parts_and_each_once() {
+        let ids: Vec<Arc<str>> = (0..2500).map(|id| Arc::from(id.to_string())).collect();
+        let changed = vec![(3, ids), (5, vec![Arc::from("x")])];
+        // Rows of so many bytes, for each model.
+        for len in [[100, 100], [1 << 20, 1 << 20], [LOOKUP_BYTES, 10 * LOOKUP_BYTES]] {
+            let mut waiting = Waiting::new(&changed);
+            let mut seen = [0, 0];
+            let (mut statements, mut in_vain) = (0, 0);
+            while let Some(part) = waiting.next() {
+                let bytes = len[part.place] * part.ids.len();
+                statements += 1;
+                if bytes > LOOKUP_BYTES && part.ids.len() > 1 {
+                    in_vain += 1;
+                    waiting.again(part);
+                    continue;
+                }
+                assert!(part.ids.len() <= LOOKUP_IDS && part.ids.start == seen[part.place], "{part:?}");
+                seen[part.place] = part.ids.end;
+                waiting.took(bytes);
+            }
+            assert_eq!(seen, [2500, 1], "rows of {len:?} bytes");
+            assert!(in_vain <= 12, "{in_vain} of {statements} statements for rows of {len:?} bytes");
+        }
+    }
 }

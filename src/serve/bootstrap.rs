@@ -72,6 +72,8 @@ struct Asked {
     caller: Caller,
     wanted: Vec<bool>,
     demand: Demand,
+    /// When the request came, and when it was last decided anew.
+    came: Instant,
     at: Instant,
 }
 
@@ -123,10 +125,11 @@ impl Service {
     /// # Errors
     /// Before the first byte all of [`ServeError`]; afterwards the content's own.
     pub async fn bootstrap(&self, caller: &Caller, query: &BootstrapQuery) -> Result<Answer, ServeError> {
-        let mut at = Instant::now();
+        let came = Instant::now();
+        let mut at = came;
         let mut shared = self.settings().freshness();
         for _ in 0..TRIES {
-            let asked = self.asked(caller, query, at).await?;
+            let asked = Asked { came, ..self.asked(caller, query, at).await? };
             match self.answer(&asked, shared).await {
                 Ok(answer) => {
                     self.shared.last.note(&caller.org, answer.facts.method, answer.facts.why);
@@ -191,6 +194,7 @@ impl Service {
                 catches_up: !query.no_sync_packets,
             },
             caller: caller.clone(),
+            came: at,
             at,
         })
     }
@@ -208,14 +212,28 @@ impl Service {
         }
         match verdict {
             // Without the database nobody can tell whether it is fresh.
-            Verdict::Fresh if look.epoch.is_none() => self.kept(asked, &look, "unchecked").await,
-            Verdict::Fresh => self.kept(asked, &look, "fresh").await,
+            Verdict::Fresh if look.epoch.is_none() => self.kept(asked, &look, "unchecked", TooMany::LookAgain).await,
+            Verdict::Fresh => self.kept(asked, &look, "fresh", TooMany::LookAgain).await,
             Verdict::Stale(reason) => {
                 self.refresh_behind(asked, &look, reason);
-                self.kept(asked, &look, "stale").await
+                self.kept(asked, &look, "stale", TooMany::LookAgain).await
+            }
+            Verdict::Unusable(Reason::Pending(_) | Reason::Age(_)) if self.is_newest(asked, &look).await? => {
+                self.kept(asked, &look, "newest", TooMany::StopEarlier).await
             }
             Verdict::Unusable(reason) => self.live(asked, &look, reason).await,
         }
+    }
+
+    /// Whether a dump would be no newer than what the look found: that was published while the request waited for it, or a writer
+    /// that stays open holds the watermark back there.
+    async fn is_newest(&self, asked: &Asked, look: &Look) -> Result<bool, Again> {
+        let Some(candidate) = look.candidate() else { return Ok(false) };
+        if asked.at > asked.came && candidate.age < asked.came.elapsed() {
+            return Ok(true);
+        }
+        let watermark = self.source().watermark().await?;
+        Ok(watermark.epoch == *candidate.epoch && watermark.sync_id <= candidate.sync_id)
     }
 
     fn judge(&self, asked: &Asked, look: &Look) -> Verdict {
@@ -230,8 +248,8 @@ impl Service {
         }
     }
 
-    /// Serves what the look found.
-    async fn kept(&self, asked: &Asked, look: &Look, why: &'static str) -> Result<Answer, Again> {
+    /// Serves what the look found, and what happened since.
+    async fn kept(&self, asked: &Asked, look: &Look, why: &'static str, otherwise: TooMany) -> Result<Answer, Again> {
         let (facts, stored) = match &look.kept {
             None => return Err(Again::Moved),
             Some(Kept::Unstored { live, .. }) => {
@@ -259,7 +277,10 @@ impl Service {
         let mut answer = self.snapshot_answer(asked, facts, stored);
         let nothing_new = look.pending == 0 && answer.facts.last_sync_id >= asked.demand.first_sync_id;
         if !nothing_new && look.epoch.is_some() {
-            self.catch_answer_up(asked, &mut answer, TooMany::LookAgain).await?;
+            self.catch_answer_up(asked, &mut answer, otherwise).await?;
+        }
+        if otherwise == TooMany::StopEarlier && answer.facts.last_sync_id < asked.demand.first_sync_id {
+            return self.live(asked, look, Reason::BehindRequest).await;
         }
         Ok(answer)
     }

@@ -37,6 +37,8 @@ struct State {
     schema: Arc<Schema>,
     epoch: Epoch,
     last: SyncId,
+    /// The watermark that an open writer holds back.
+    held: Option<SyncId>,
     /// By org, model and model id: the groups and the line.
     rows: BTreeMap<(Org, usize, String), (GroupSet, Vec<u8>)>,
     log: Vec<Entry>,
@@ -83,6 +85,7 @@ impl MemorySource {
             schema,
             epoch: Epoch::new("memory-1"),
             last: SyncId::ZERO,
+            held: None,
             rows: BTreeMap::new(),
             log: Vec::new(),
             floor: SyncId::ZERO,
@@ -161,6 +164,12 @@ impl MemorySource {
     pub fn set_fate(&self, fate: Fate) {
         self.lock().fate = fate;
         self.shared.changed.notify_waiters();
+    }
+
+    /// A writer holds the watermark back at what was committed last, until it ends; others go on.
+    pub fn hold_watermark(&self, held: bool) {
+        let mut state = self.lock();
+        state.held = held.then_some(state.last);
     }
 
     /// Another history begins, as after a failover.
@@ -307,9 +316,13 @@ impl Source for MemorySource {
         Ok(self.answering()?.schema.clone())
     }
 
+    async fn schema_now(&self) -> Result<Arc<Schema>, SourceError> {
+        self.schema().await
+    }
+
     async fn watermark(&self) -> Result<Watermark, SourceError> {
         let state = self.answering()?;
-        Ok(Watermark { epoch: state.epoch.clone(), sync_id: state.last })
+        Ok(Watermark { epoch: state.epoch.clone(), sync_id: state.held.unwrap_or(state.last) })
     }
 
     async fn epoch(&self) -> Result<Epoch, SourceError> {
@@ -330,7 +343,7 @@ impl Source for MemorySource {
         let batches: Vec<RowBatch> = (by_model.iter())
             .flat_map(|(model, rows)| rows.chunks(BATCH_ROWS).map(|rows| batch(*model, rows, &sets)))
             .collect();
-        let watermark = Watermark { epoch: state.epoch.clone(), sync_id: state.last };
+        let watermark = Watermark { epoch: state.epoch.clone(), sync_id: state.held.unwrap_or(state.last) };
         let schema = state.schema.clone();
         let shared = self.shared.clone();
         let batches = stream::iter(batches)

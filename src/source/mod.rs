@@ -31,6 +31,12 @@ pub trait Source: Send + Sync + 'static {
     /// [`SourceError::Schema`] when the tables don't fit the catalog, or what keeps the database from answering.
     async fn schema(&self) -> Result<Arc<Schema>, SourceError>;
 
+    /// The same, read from the tables after the call, and in force from then on.
+    ///
+    /// # Errors
+    /// As [`Self::schema`].
+    async fn schema_now(&self) -> Result<Arc<Schema>, SourceError>;
+
     /// The highest sync id below which no transaction is open. One probe serves all who ask while it waits to begin. An
     /// answer is from a probe that began after the call, unless a writer stays open: then it is the last one found.
     ///

@@ -260,6 +260,83 @@ async fn readers_wait_for_a_refresh_or_get_the_dump_it_becomes() {
     }
 }
 
+/// What was published while they waited is served to them, also where more than the hard limit has happened since.
+#[tokio::test(start_paused = true)]
+async fn readers_get_the_refresh_they_waited_for_however_much_is_written_meanwhile() {
+    let world = World::new();
+    let (o, reader) = (org("o"), caller(&org("o"), &["team:a"]));
+    world.issues(&o, "a", 0, 400);
+    let query = BootstrapQuery { no_sync_packets: true, ..BootstrapQuery::default() };
+    world.bootstrap(&reader, &query).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    world.issues(&o, "a", 0, 30);
+    world.source.set_fate(Fate::Held);
+    let writing = async {
+        sleep(Duration::from_secs(3)).await;
+        world.issues(&o, "a", 30, 30);
+        world.source.set_fate(Fate::Answered);
+    };
+    let (answer, ()) = tokio::join!(world.bootstrap(&reader, &query), writing);
+    let answer = answer.unwrap();
+    assert_eq!((answer.method(), &answer.trailer["lastSyncId"]), ("snapshot", &430.into()));
+    sleep(Duration::from_secs(1)).await;
+    let head = world.store.head(&world.slot(&o)).await.unwrap();
+    assert_eq!((head.generation.0, world.source.scans()), (2, 1), "one refresh, and no other for this request");
+}
+
+/// The command line waits for what is published: it has no reader who would rather have rows at once.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_nobody_reads_may_take_its_time() {
+    for (wish, is_refreshed) in [(Wish::Published, true), (Wish::Any, false)] {
+        let counted = Counted::new(DumpSettings::default());
+        let (world, o) = (&counted.world, org("o"));
+        world.issues(&o, "a", 0, 400);
+        counted.make(&o, Wish::Background).await;
+        world.issues(&o, "a", 0, 30);
+        world.source.set_fate(Fate::Held);
+        let releasing = async {
+            sleep(Duration::from_secs(60)).await;
+            world.source.set_fate(Fate::Answered);
+        };
+        let (live, ()) = tokio::join!(counted.make(&o, wish), releasing);
+        assert_eq!(live.refreshed().is_some(), is_refreshed, "{wish:?}");
+        assert_eq!(counted.full_dumps("slow"), u64::from(!is_refreshed));
+    }
+}
+
+/// A column that is added is in no row's action, and what reads the others does not fail: it is seen all the same.
+#[tokio::test]
+async fn a_refresh_never_leaves_a_new_column_out() {
+    let (database, client) = tracker::database().await;
+    let rows = "INSERT INTO issue (id, organization_id, team_id, title)
+        SELECT n, 'o', 'a', md5(n::text) FROM generate_series(1, 200) n;
+        INSERT INTO team_membership VALUES ('o', 'a', 'u', 'member')";
+    client.batch_execute(rows).await.unwrap();
+    let mut setup = Setup::new(&database.url(), tracker::CATALOG);
+    setup.set("HEADSTART_FRESHNESS_SOFT_PENDING", "0");
+    let server = setup.serve().await;
+    let token = setup.token("o", "u", None);
+    let lines = async || {
+        let answer = server.get("/sync/bootstrap", &token).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.text().await.unwrap()
+    };
+    assert!(!lines().await.contains("priority"));
+    server.until_published(1).await;
+    let change = async |title: &str| {
+        client.batch_execute(&format!("UPDATE issue SET title = '{title}' WHERE id = '1'")).await.unwrap();
+        lines().await;
+    };
+    change("second").await;
+    server.until("a refresh", async || server.metric("headstart_refreshes_total").await == 1.0).await;
+    client.batch_execute("ALTER TABLE issue ADD COLUMN priority int DEFAULT 3").await.unwrap();
+    change("third").await;
+    let full = "headstart_full_dumps_total{reason=\"schema_changed\"}";
+    server.until("a dump of the new columns", async || server.metric(full).await == 1.0).await;
+    server.until("the new columns", async || lines().await.matches("\"priority\":3").count() >= 200).await;
+    assert_eq!(server.metric("headstart_refreshes_total").await, 1.0);
+}
+
 /// Frames and packs stay full: many refreshes take little more room than a fresh dump, and are read as fast.
 #[tokio::test]
 async fn many_generations_stay_small() {

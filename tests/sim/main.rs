@@ -48,7 +48,9 @@ async fn bootstrap_then_deltas_equals_the_database() {
     let mut setup = Setup::new(&database.url(), workspace::CATALOG);
     setup.must(&["migrate", "--apply"]);
     // Snapshots of every age are served: fresh, followed by actions, and too old.
-    setup.set("HEADSTART_FRESHNESS_SOFT_PENDING", "40").set("HEADSTART_FRESHNESS_HARD_PENDING", "150");
+    setup.set("HEADSTART_FRESHNESS_SOFT_PENDING", "8").set("HEADSTART_FRESHNESS_HARD_PENDING", "150");
+    // Of so few rows every change is a large share.
+    setup.set("HEADSTART_DUMP_REFRESH_MAX_PERCENT", "100");
     setup.set("HEADSTART_DUMP_BACKGROUND", "true").set("HEADSTART_DUMP_INTERVAL_S", "1");
     let server = Arc::new(setup.serve().await);
 
@@ -117,7 +119,10 @@ async fn bootstrap_then_deltas_equals_the_database() {
         rounds += 1;
     }
     clients.into_iter().for_each(add);
-    println!("{rounds} rounds, {tally:?}");
+    let (refreshed, full) = (server.metric("headstart_refreshes_total").await, server.metrics().await);
+    println!("{rounds} rounds, {tally:?}, {refreshed} refreshes");
+    full.lines().filter(|line| line.starts_with("headstart_full_dumps_total{")).for_each(|line| println!("{line}"));
+    assert!(refreshed > 0.0, "no snapshot was refreshed");
     for what in ["compared", "deltas", "snapshots", "actions"] {
         assert!(tally.contains_key(what), "nothing {what}: {tally:?}");
     }

@@ -216,6 +216,10 @@ impl Source for PostgresSource {
         Ok(self.layout().await?.schema.clone())
     }
 
+    async fn schema_now(&self) -> Result<Arc<Schema>, SourceError> {
+        Ok(self.read_layout().await?.schema.clone())
+    }
+
     async fn watermark(&self) -> Result<Watermark, SourceError> {
         self.watermarks.get().instrument(span!("watermark")).await
     }

@@ -133,6 +133,11 @@ impl Source for LinkedSource {
         self.history.database.schema().await
     }
 
+    async fn schema_now(&self) -> Result<Arc<Schema>, SourceError> {
+        self.link.database().await?;
+        self.history.database.schema_now().await
+    }
+
     async fn watermark(&self) -> Result<Watermark, SourceError> {
         self.link.database().await?;
         self.history.database.watermark().await
