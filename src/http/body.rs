@@ -252,7 +252,7 @@ pub struct Tail {
     /// Those that were read already.
     ready: Vec<u8>,
     /// The others.
-    rest: Option<BoxStream<'static, Result<Bytes, ServeError>>>,
+    rest: Option<CatchUp>,
 }
 
 impl Tail {
@@ -262,14 +262,12 @@ impl Tail {
     /// When their rows can't be read.
     pub async fn begin(facts: Facts, actions: Option<CatchUp>) -> Result<Self, ServeError> {
         let count = actions.as_ref().map(|actions| actions.len() as u64);
-        let mut tail = Self { facts, count, ready: Vec::new(), rest: None };
-        let Some(mut lines) = actions.map(CatchUp::lines) else { return Ok(tail) };
-        while let Some(piece) = lines.next().await {
-            tail.ready.extend_from_slice(&piece?);
-            if tail.ready.len() > READ_AHEAD {
-                tail.rest = Some(lines);
-                break;
-            }
+        let mut tail = Self { facts, count, ready: Vec::new(), rest: actions };
+        while let Some(rest) = tail.rest.take_if(|rest| rest.is_empty() || tail.ready.len() <= READ_AHEAD) {
+            // Nothing of the others is under way meanwhile: the rows of a whole org may be sent before they are.
+            let Some((piece, rest)) = rest.first().await? else { break };
+            tail.ready.extend_from_slice(&piece);
+            tail.rest = Some(rest);
         }
         Ok(tail)
     }
@@ -291,7 +289,9 @@ impl Tail {
         let last = facts.trailer(&rows, count);
         let pieces = match rest {
             None => stream::iter([Ok([ready, last].concat().into())]).boxed(),
-            Some(rest) => stream::iter([Ok(ready.into())]).chain(rest).chain(stream::iter([Ok(last.into())])).boxed(),
+            Some(rest) => {
+                stream::iter([Ok(ready.into())]).chain(rest.lines()).chain(stream::iter([Ok(last.into())])).boxed()
+            }
         };
         framed(pieces, encoding)
     }
@@ -323,8 +323,16 @@ pub fn gzip(mut lines: ByteStream) -> ByteStream {
 /// piece; one that takes nothing at all is the connection's matter.
 pub fn until(deadline: Instant, limit: Duration, mut bytes: ByteStream) -> ByteStream {
     Box::pin(try_stream! {
-        while let Some(piece) = timeout_at(deadline, bytes.next()).await.map_err(|_| BodyError::Deadline(limit))? {
-            yield piece?;
+        loop {
+            // A piece that is there at once would be given however late it is: `timeout_at` looks at the clock last.
+            if Instant::now() >= deadline {
+                Err(BodyError::Deadline(limit))?;
+            }
+            match timeout_at(deadline, bytes.next()).await {
+                Ok(Some(piece)) => yield piece?,
+                Ok(None) => break,
+                Err(_) => Err(BodyError::Deadline(limit))?,
+            }
         }
     })
 }

@@ -10,6 +10,7 @@
 //! through the loader: callers who catch up on the same objects share the reading.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +18,14 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::metrics::Counter;
 use crate::model::{Caller, DeltaQuery, Grants, Letter, Org, Schema, SyncId, Watermark};
 use crate::serve::batch::inflight::Need;
-use crate::serve::batch::{Ask, Loaded, Loader};
+use crate::serve::batch::{Ask, LoadError, Loaded, Loader};
 use crate::serve::{Answer, Content, Facts, ServeError, Service};
 use crate::snapshot::select;
 use crate::source::{Action, ActionRange, By, Object, SourceError};
@@ -108,17 +111,43 @@ impl CatchUp {
         self.actions.is_empty()
     }
 
+    /// The first piece of the lines, and what is to come after it; `None` when there is nothing to tell.
+    ///
+    /// # Errors
+    /// When the rows can't be read.
+    pub async fn first(mut self) -> Result<Option<(Bytes, Self)>, ServeError> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let len = self.len().min(PIECE_ACTIONS);
+        let piece = self.piece(&self.actions[..len]).await?;
+        self.actions.drain(..len);
+        Ok(Some((piece, self)))
+    }
+
     /// The lines, oldest first, in pieces. Nothing is right after an error.
     pub fn lines(self) -> BoxStream<'static, Result<Bytes, ServeError>> {
-        let len = self.actions.len();
+        let len = self.len();
         let all = Arc::new(self);
-        stream::iter((0..len).step_by(PIECE_ACTIONS))
-            .map(move |from| {
-                let all = all.clone();
-                async move { all.piece(&all.actions[from..len.min(from + PIECE_ACTIONS)]).await }
-            })
-            .buffered(PIECES)
-            .boxed()
+        let parts = (0..len).step_by(PIECE_ACTIONS).map(move |from| from..len.min(from + PIECE_ACTIONS));
+        stream::iter(parts).map(move |part| all.clone().begin(part)).buffered(PIECES).boxed()
+    }
+
+    /// Makes a piece in a task of its own: what is kept of the loader for it does not wait for the client.
+    fn begin(self: Arc<Self>, part: Range<usize>) -> impl Future<Output = Result<Bytes, ServeError>> {
+        let (mut sender, receiver) = oneshot::channel();
+        let tasks = self.loader.tasks().clone();
+        let made = async move {
+            tokio::select! {
+                piece = self.piece(&self.actions[part]) => {
+                    // The client may have gone this very moment.
+                    let _ = sender.send(piece);
+                }
+                () = sender.closed() => {}
+            }
+        };
+        tasks.spawn("catch up", made.in_current_span());
+        async { receiver.await.unwrap_or(Err(LoadError::Broken.into())) }
     }
 
     async fn piece(&self, actions: &[Action]) -> Result<Bytes, ServeError> {

@@ -33,7 +33,15 @@ pub struct Freshness {
     limits: Limits,
     /// How long the database may take to say what came after a snapshot, before that is served as it is.
     database_wait: Duration,
-    looks: DashMap<Slot, Arc<Mutex<Option<Arc<Look>>>>>,
+    looks: DashMap<Slot, Arc<Mutex<Last>>>,
+}
+
+/// The last looks at a slot.
+#[derive(Default)]
+struct Last {
+    look: Option<Arc<Look>>,
+    /// The one that failed last: when it ended, and why.
+    failed: Option<(Instant, SourceError)>,
 }
 
 /// What one look found.
@@ -128,18 +136,25 @@ impl Freshness {
     }
 
     /// A look that began at `not_before` or later. Callers of one slot take turns, so that one look serves all who came
-    /// before it began; a caller that goes away in the middle leaves its turn to the next.
+    /// before it began, and one that fails is the answer of all who waited for it; a caller that goes away in the middle leaves
+    /// its turn to the next.
     ///
     /// # Errors
     /// The source's, except that it does not answer: a published snapshot is then served for what it is.
     pub async fn look(&self, slot: &Slot, not_before: Instant) -> Result<Arc<Look>, SourceError> {
+        let came = Instant::now();
         let turn = self.looks.entry(slot.clone()).or_default().clone();
         let mut last = turn.lock().await;
-        if let Some(look) = last.as_ref().filter(|look| look.began >= not_before) {
+        if let Some(look) = last.look.as_ref().filter(|look| look.began >= not_before) {
             return Ok(look.clone());
         }
-        let look = Arc::new(self.look_now(slot, last.as_deref()).instrument(span!("look")).await?);
-        *last = Some(look.clone());
+        if let Some((_, error)) = last.failed.as_ref().filter(|(at, _)| *at > came) {
+            return Err(error.clone());
+        }
+        let look = self.look_now(slot, last.look.as_deref()).instrument(span!("look")).await;
+        let look = look.inspect_err(|error| last.failed = Some((Instant::now(), error.clone())))?;
+        let look = Arc::new(look);
+        *last = Last { look: Some(look.clone()), failed: None };
         drop(last);
         if self.looks.len() > REMEMBERED {
             self.looks.retain(|_, turn| Arc::strong_count(turn) > 1);

@@ -20,6 +20,7 @@ mod deaths;
 mod delta;
 mod deploy;
 mod encode;
+mod faults;
 mod fire;
 mod http;
 mod init;

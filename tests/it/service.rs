@@ -2,24 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
 use headstart::dump::{DumpError, DumpSettings};
-use headstart::model::{BootstrapQuery, Epoch, Generation, Org, SchemaHash, SnapshotId, SyncGroup, SyncId};
+use headstart::model::{BootstrapQuery, Epoch, Generation, SchemaHash, SnapshotId, SyncGroup, SyncId};
 use headstart::serve::{Content, ServeError};
-use headstart::snapshot::PackId;
-use headstart::store::{Facts, Head, Lease, MemoryStore, Slot, SnapshotStore, StoreError};
+use headstart::store::{Facts, Head, MemoryStore, Slot};
 use tokio::time::{advance, sleep, timeout};
 
 use crate::support::dice::Dice;
 use crate::support::world::{World, caller, org, receive, retention, schema};
 
-fn full() -> BootstrapQuery {
+pub fn full() -> BootstrapQuery {
     BootstrapQuery { no_sync_packets: true, ..BootstrapQuery::default() }
 }
 
@@ -28,7 +25,7 @@ fn no_cache() -> BootstrapQuery {
 }
 
 /// Waits until no dump runs or waits: what was made is published or given up.
-async fn settled(world: &World) {
+pub async fn settled(world: &World) {
     for live in world.dumps.in_progress() {
         live.wait_settled().await;
     }
@@ -154,6 +151,33 @@ async fn changes_make_it_stale_and_then_unusable() {
     settled(&world).await;
     let head = world.store.head(&world.slot(&acme)).await.unwrap();
     assert_eq!((head.generation, head.current.unwrap().facts.sync_id), (Generation(3), SyncId(57)));
+}
+
+/// What others commit while a writer stays open is in no answer yet, however much it is, and nothing is made in vain.
+#[tokio::test]
+async fn a_watermark_that_is_held_back_makes_answers_older_and_nothing_else() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 30);
+    let who = caller(&acme, &["team:1"]);
+    world.bootstrap(&who, &full()).await.unwrap();
+    settled(&world).await;
+    world.source.hold_watermark(true);
+    // More than the hard limit.
+    world.issues(&acme, "1", 30, 30);
+    let catching_up = BootstrapQuery { no_sync_packets: false, ..full() };
+    for query in [full(), catching_up.clone()] {
+        let answer = world.bootstrap(&who, &query).await.unwrap();
+        assert_eq!((answer.method(), answer.lines.len()), ("snapshot", 30));
+        assert_eq!(answer.trailer["lastSyncId"], 30);
+    }
+    world.runner().round(false, false).await.unwrap();
+    settled(&world).await;
+    let head = world.store.head(&world.slot(&acme)).await.unwrap();
+    assert_eq!((head.generation, world.source.scans()), (Generation(1), 1), "nothing newer can be made");
+    world.source.hold_watermark(false);
+    let answer = world.bootstrap(&who, &catching_up).await.unwrap();
+    assert_eq!((answer.lines.len(), &answer.trailer["lastSyncId"]), (60, &60.into()));
 }
 
 #[tokio::test]
@@ -389,101 +413,6 @@ async fn while_another_instance_holds_the_lease_only_requests_dump() {
     assert_eq!(world.bootstrap(&who, &full()).await.unwrap().lines.len(), 10);
     settled(&world).await;
     assert!(world.store.renew(&lease, Duration::from_secs(60)).await.unwrap(), "the other's lease is untouched");
-}
-
-/// A store that can be switched off.
-struct Switch {
-    inner: MemoryStore,
-    off: AtomicBool,
-}
-
-impl Switch {
-    fn check(&self) -> Result<(), StoreError> {
-        let down = || Err(StoreError::Unavailable(Arc::new(std::io::Error::other("switched off by the test"))));
-        if self.off.load(Ordering::SeqCst) { down() } else { Ok(()) }
-    }
-}
-
-#[async_trait]
-impl SnapshotStore for Switch {
-    async fn head(&self, slot: &Slot) -> Result<Head, StoreError> {
-        self.check()?;
-        self.inner.head(slot).await
-    }
-    async fn heads(&self) -> Result<Vec<(Slot, Head)>, StoreError> {
-        self.check()?;
-        self.inner.heads().await
-    }
-    async fn manifest(&self, slot: &Slot, snapshot: SnapshotId) -> Result<Bytes, StoreError> {
-        self.check()?;
-        self.inner.manifest(slot, snapshot).await
-    }
-    async fn pack(&self, org: &Org, pack: PackId) -> Result<Bytes, StoreError> {
-        self.check()?;
-        self.inner.pack(org, pack).await
-    }
-    async fn put_pack(&self, org: &Org, pack: PackId, bytes: Bytes) -> Result<(), StoreError> {
-        self.check()?;
-        self.inner.put_pack(org, pack, bytes).await
-    }
-    async fn publish(&self, slot: &Slot, over: Generation, facts: &Facts, manifest: Bytes) -> Result<(), StoreError> {
-        self.check()?;
-        self.inner.publish(slot, over, facts, manifest).await
-    }
-    async fn delete(&self, org: &Org) -> Result<u64, StoreError> {
-        self.check()?;
-        self.inner.delete(org).await
-    }
-    async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError> {
-        self.check()?;
-        self.inner.retire(slot, over).await
-    }
-    async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError> {
-        self.check()?;
-        self.inner.acquire(org, owner, ttl).await
-    }
-    async fn renew(&self, lease: &Lease, ttl: Duration) -> Result<bool, StoreError> {
-        self.check()?;
-        self.inner.renew(lease, ttl).await
-    }
-    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
-        self.check()?;
-        self.inner.release(lease).await
-    }
-    async fn sweep(&self) -> Result<u64, StoreError> {
-        self.check()?;
-        self.inner.sweep().await
-    }
-    async fn ping(&self) -> Result<(), StoreError> {
-        self.check()
-    }
-}
-
-#[tokio::test]
-async fn without_the_store_one_scan_serves_until_it_is_stale() {
-    let store = Arc::new(Switch { inner: MemoryStore::new(retention()), off: AtomicBool::new(true) });
-    let world = World::with(DumpSettings::default(), store.clone());
-    let acme = org("acme");
-    world.issues(&acme, "1", 0, 10);
-    let who = caller(&acme, &["team:1"]);
-    for _ in 0..3 {
-        let answer = world.bootstrap(&who, &full()).await.unwrap();
-        assert_eq!((answer.method(), answer.lines.len()), ("postgres", 10));
-        settled(&world).await;
-    }
-    assert_eq!(world.source.scans(), 1);
-    world.issues(&acme, "1", 10, 21);
-    assert_eq!(world.bootstrap(&who, &full()).await.unwrap().lines.len(), 31);
-    settled(&world).await;
-    assert_eq!(world.source.scans(), 2);
-    store.off.store(false, Ordering::SeqCst);
-    world.runner().round(true, false).await.unwrap();
-    while world.dumps.unstored(&world.slot(&acme)).is_some() || world.dumps.spool_bytes() > 0 {
-        sleep(Duration::from_millis(20)).await;
-    }
-    let head = world.store.head(&world.slot(&acme)).await.unwrap();
-    assert_eq!(head.current.unwrap().facts.sync_id, SyncId(31), "it is published afterwards");
-    assert_eq!((world.source.scans(), world.dumps.spool_bytes()), (2, 0), "without a scan, and the spool is let go");
 }
 
 #[tokio::test]

@@ -170,6 +170,19 @@ async fn an_answer_breaks_off_at_its_deadline() {
     assert!(bytes.next().await.is_none());
 }
 
+/// What is in memory is there at once, whenever it is asked for.
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_of_what_is_there_gets_no_more_than_its_time_either() {
+    let limit = Duration::from_secs(10);
+    let there = stream::iter((0..3).map(|_| Ok(Bytes::from_static(b"x"))));
+    let mut bytes = until(Instant::now() + limit, limit, there.boxed());
+    for seconds in [6, 6] {
+        assert!(matches!(bytes.next().await, Some(Ok(_))));
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+    }
+    assert!(matches!(bytes.next().await, Some(Err(BodyError::Deadline(_)))));
+}
+
 /// Wherever an answer is cut, the parts are the whole.
 #[tokio::test]
 async fn the_ranges_of_every_cut_are_the_whole() {

@@ -332,6 +332,11 @@ impl Loader {
         }
     }
 
+    /// Where work for its callers runs.
+    pub(super) fn tasks(&self) -> &Tasks {
+        &self.shared.tasks
+    }
+
     /// How many keys are in flight.
     pub fn in_flight(&self) -> usize {
         self.shared.flight.count()
@@ -408,12 +413,18 @@ impl Shared {
         };
         let mut parts = vec![run.loads.clone()];
         while let Some(mut part) = parts.pop() {
+            // What the parts before brought may be all that answers may hold.
+            if let Err(error) = self.make_room() {
+                return self.fail(&mut run, error);
+            }
+            // One row may be as long as the database lets it be: it has to be told.
+            let is_one_row = run.column.by == By::Id && part.len() == 1;
             let lookup = Lookup {
                 org: run.org.clone(),
                 model: run.column.model,
                 by: run.column.by,
                 values: part.iter().map(|load| load.value().clone()).collect(),
-                max_bytes: self.settings.statement_bytes,
+                max_bytes: if is_one_row { usize::MAX } else { self.settings.statement_bytes },
             };
             self.metrics.lookup(part.len());
             let sent = Instant::now();

@@ -1,5 +1,6 @@
 //! The loader over a source in memory: who shares what, and who is told what.
 
+mod room;
 mod told;
 
 use std::collections::BTreeSet;
@@ -331,33 +332,6 @@ async fn a_stalled_database_costs_the_deadline_and_no_more() {
     bench.until_idle().await;
     bench.source.set_fate(Fate::Answered);
     assert!(bench.load(&a, &ids([1])).await.is_ok());
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_too_large_is_split_and_a_key_that_is_stands_alone() {
-    let bench = Bench::new(LoaderSettings { statement_bytes: 700, ..LoaderSettings::default() });
-    let o = org("o");
-    bench.fill(&o, 0..30, "x");
-    bench.fill(&o, 40..43, &"y".repeat(300));
-    let good = bench.spawn(&o, vec![issue(0), issue(1), issue(2)], SyncId::ZERO);
-    let bad = bench.spawn(&o, vec![issue(1), issue(4)], SyncId::ZERO);
-    assert_eq!(good.await.unwrap().unwrap().iter().map(|load| load.rows.len()).collect::<Vec<_>>(), [10, 10, 10]);
-    match bad.await.unwrap() {
-        Err(LoadError::TooLarge { ask, bytes: 700 }) => assert_eq!(ask, issue(4)),
-        other => panic!("{other:?}"),
-    }
-    bench.until_idle().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn rows_that_are_held_turn_new_keys_away() {
-    let bench = Bench::new(LoaderSettings { held_bytes: 100, ..LoaderSettings::default() });
-    let o = org("o");
-    bench.fill(&o, 0..10, "x");
-    let held = bench.load(&o, &[issue(0)]).await.unwrap();
-    assert!(matches!(bench.load(&o, &ids([1])).await, Err(LoadError::Overloaded)));
-    drop(held);
-    assert!(bench.load(&o, &ids([1])).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
