@@ -146,7 +146,7 @@ impl Pacing {
             blocked: Notify::new(),
             accepted: Notify::new(),
             pins: AtomicBool::new(false),
-            ordered: CancellationToken::new(),
+            ordered: Notify::new(),
             gone: CancellationToken::new(),
             verdict: OnceLock::new(),
         })
@@ -177,8 +177,9 @@ impl Pacing {
     fn cut_longest(&self) -> Option<Arc<Pace>> {
         let mut slow = self.slow();
         let longest = slow.iter().find(|(_, pace)| pace.pins.load(Ordering::Relaxed)).map(|(place, _)| *place);
-        let pace = longest.and_then(|place| slow.remove(&place));
-        pace.inspect(|pace| pace.ordered.cancel())
+        let (place, pace) = longest.and_then(|place| slow.remove_entry(&place))?;
+        pace.order(place.0);
+        Some(pace)
     }
 
     fn slow(&self) -> MutexGuard<'_, BTreeMap<(Instant, u64), Arc<Pace>>> {
@@ -198,8 +199,8 @@ pub struct Pace {
     accepted: Notify,
     /// Whether the answer in progress keeps packs in memory.
     pins: AtomicBool,
-    /// Cancelled when the connection is to be cut.
-    ordered: CancellationToken,
+    /// The connection is to be cut.
+    ordered: Notify,
     /// Cancelled when the connection is gone, with all it held.
     gone: CancellationToken,
     verdict: OnceLock<Cut>,
@@ -215,6 +216,8 @@ struct State {
     handed: usize,
     /// How many pieces those are.
     pieces: usize,
+    /// The time since which it was stalled when it was to be cut: once it has taken more it is not, after all.
+    ordered: Option<Instant>,
     /// The body that waits to hand over the next one.
     body: Option<Waker>,
 }
@@ -223,6 +226,18 @@ impl Pace {
     /// Notes what the answer that begins is made of.
     fn begin_answer(&self, pieces: Pieces) {
         self.pins.store(pieces != Pieces::Made, Ordering::Relaxed);
+    }
+
+    /// Has the connection cut that has been stalled since then.
+    fn order(&self, since: Instant) {
+        self.state().ordered = Some(since);
+        self.ordered.notify_one();
+    }
+
+    /// Whether it is to be cut, and has been stalled since then.
+    fn is_to_be_cut(&self, since: Instant) -> bool {
+        let state = self.state();
+        state.ordered == Some(since) && state.since == Some(since)
     }
 
     /// The connection is gone.
@@ -255,7 +270,7 @@ impl Pace {
             while self.since() == Some(since) {
                 tokio::select! {
                     () = sleep_until(since + progress) => return Cut::Progress,
-                    () = self.ordered.cancelled() => return Cut::Room,
+                    () = self.ordered.notified() => if self.is_to_be_cut(since) { return Cut::Room },
                     () = self.accepted.notified() => {}
                 }
             }
@@ -374,5 +389,30 @@ impl Slow {
 impl Drop for Slow {
     fn drop(&mut self) {
         self.pace.pacing.slow().remove(&(self.since, self.pace.number));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_is_for_the_stall_it_was_given_for() {
+        let pacing = Pacing::new(Duration::from_secs(60), Metrics::new());
+        let pace = pacing.connection();
+        pace.hand_over(3 * PIECE);
+        pace.block();
+        let stalled = pace.since().expect("it is stalled");
+        let cutting = async {
+            tokio::time::sleep(2 * SLOW_AFTER).await;
+            // It takes a piece in the very moment in which it is ordered to be cut.
+            pace.progress(PIECE);
+            pace.order(stalled);
+            tokio::time::sleep(2 * SLOW_AFTER).await;
+            assert_eq!(pace.verdict(), None);
+            pace.order(pace.since().expect("it is stalled again"));
+        };
+        let (cut, ()) = tokio::join!(pace.cut(), cutting);
+        assert_eq!(cut, Cut::Room);
     }
 }
