@@ -55,12 +55,28 @@ impl GuardedStore {
         answer
     }
 
+    /// A call that writes. A store that refuses it, and is there all the same (a disk that is full, or can only be read), goes
+    /// on serving what it holds.
+    async fn write<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(StoreError::unavailable(Closed));
+        }
+        let answer = call.await;
+        if let Err(error @ StoreError::Unavailable(_)) = &answer
+            && !self.answers().await
+        {
+            self.close(error);
+        }
+        answer
+    }
+
     /// A call that somebody waits for.
     async fn ask<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        self.call(async {
-            timeout(self.patience, call).await.unwrap_or_else(|_| Err(StoreError::unavailable(TooSlow(self.patience))))
-        })
-        .await
+        self.call(self.patiently(call)).await
+    }
+
+    async fn patiently<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        timeout(self.patience, call).await.unwrap_or_else(|_| Err(StoreError::unavailable(TooSlow(self.patience))))
     }
 
     /// Closes the guard until the store answers.
@@ -84,10 +100,14 @@ impl GuardedStore {
     async fn wait_for_answer(&self) {
         loop {
             sleep(RETRY).await;
-            if matches!(timeout(self.patience, self.store.ping()).await, Ok(Ok(()))) {
+            if self.answers().await {
                 return;
             }
         }
+    }
+
+    async fn answers(&self) -> bool {
+        matches!(timeout(self.patience, self.store.ping()).await, Ok(Ok(())))
     }
 }
 
@@ -118,35 +138,35 @@ impl SnapshotStore for GuardedStore {
     }
 
     async fn put_pack(&self, org: &Org, pack: PackId, bytes: Bytes) -> Result<(), StoreError> {
-        self.call(self.store.put_pack(org, pack, bytes)).await
+        self.write(self.store.put_pack(org, pack, bytes)).await
     }
 
     async fn publish(&self, slot: &Slot, over: Generation, facts: &Facts, manifest: Bytes) -> Result<(), StoreError> {
-        self.call(self.store.publish(slot, over, facts, manifest)).await
+        self.write(self.store.publish(slot, over, facts, manifest)).await
     }
 
     async fn delete(&self, org: &Org) -> Result<u64, StoreError> {
-        self.call(self.store.delete(org)).await
+        self.write(self.store.delete(org)).await
     }
 
     async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError> {
-        self.call(self.store.retire(slot, over)).await
+        self.write(self.store.retire(slot, over)).await
     }
 
     async fn acquire(&self, org: &Org, owner: SnapshotId, ttl: Duration) -> Result<Option<Lease>, StoreError> {
-        self.ask(self.store.acquire(org, owner, ttl)).await
+        self.write(self.patiently(self.store.acquire(org, owner, ttl))).await
     }
 
     async fn renew(&self, lease: &Lease, ttl: Duration) -> Result<bool, StoreError> {
-        self.call(self.store.renew(lease, ttl)).await
+        self.write(self.store.renew(lease, ttl)).await
     }
 
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
-        self.call(self.store.release(lease)).await
+        self.write(self.store.release(lease)).await
     }
 
     async fn declare(&self, lease: &Lease, slot: &Slot, snapshot: SnapshotId) -> Result<(), StoreError> {
-        self.call(self.store.declare(lease, slot, snapshot)).await
+        self.write(self.store.declare(lease, slot, snapshot)).await
     }
 
     async fn declared(&self, slot: &Slot) -> Result<Option<SnapshotId>, StoreError> {
@@ -154,7 +174,7 @@ impl SnapshotStore for GuardedStore {
     }
 
     async fn announce(&self, org: &Org, snapshot: SnapshotId, number: u32, piece: Bytes) -> Result<(), StoreError> {
-        self.call(self.store.announce(org, snapshot, number, piece)).await
+        self.write(self.store.announce(org, snapshot, number, piece)).await
     }
 
     async fn announced(&self, org: &Org, snapshot: SnapshotId, number: u32) -> Result<Option<Bytes>, StoreError> {
@@ -162,7 +182,7 @@ impl SnapshotStore for GuardedStore {
     }
 
     async fn sweep(&self) -> Result<u64, StoreError> {
-        self.call(self.store.sweep()).await
+        self.write(self.store.sweep()).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -47,7 +47,7 @@ use mongodb::options::{Acknowledgment, ClientOptions, ReadConcern, ReadPreferenc
 use mongodb::{Client, Database};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OnceCell, Semaphore, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::model::{Generation, Org, SnapshotId};
 use crate::snapshot::{PackEntry, PackId};
@@ -92,7 +92,10 @@ impl Default for MongoSettings {
 #[derive(Debug)]
 pub struct MongoStore {
     collections: Collections,
+    /// Calls that may run at once.
     calls: Arc<Semaphore>,
+    /// Those of them that may load a pack: clients wait for the others before their first byte.
+    loads: Arc<Semaphore>,
     timeout: Duration,
     tasks: Tasks,
 }
@@ -139,6 +142,7 @@ impl MongoStore {
         let database = options.default_database.clone().unwrap_or_else(|| DEFAULT_DATABASE.to_owned());
         let client = Client::with_options(options).map_err(|error| OpenError::Mongo(error.into()))?;
         let database = client.database(&database);
+        let connections = settings.max_connections as usize;
         Ok(Self {
             collections: Collections {
                 heads: Heads::new(&database),
@@ -150,7 +154,8 @@ impl MongoStore {
                 retention,
                 indexed: Arc::default(),
             },
-            calls: Arc::new(Semaphore::new(settings.max_connections as usize)),
+            calls: Arc::new(Semaphore::new(connections)),
+            loads: Arc::new(Semaphore::new((connections - connections / 4).max(1))),
             timeout: Duration::from_millis(settings.timeout_ms),
             tasks,
         })
@@ -207,7 +212,15 @@ impl MongoStore {
     async fn load(&self, org: &Org, pack: PackId, entry: Option<PackEntry>) -> Result<Bytes, StoreError> {
         let (org, key) = (org.clone(), pack.to_string());
         let named = org.clone();
-        let read = self.call(self.timeout, async move |store| store.packs.get(&named, &key).await).await?;
+        let began = Instant::now();
+        let late = |_| StoreError::unavailable(TooLate(self.timeout));
+        let place = timeout(self.timeout, self.loads.clone().acquire_owned()).await.map_err(late)?;
+        let place = place.map_err(StoreError::unavailable)?;
+        let get = async move |store: Collections| {
+            let _place = place;
+            store.packs.get(&named, &key).await
+        };
+        let read = self.call(self.timeout.saturating_sub(began.elapsed()), get).await?;
         let len = read.len();
         let copy = move || {
             let copied = pages::filled(len, |pages| {
