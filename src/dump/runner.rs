@@ -2,13 +2,16 @@
 //!
 //! Each round asks which orgs changed since their snapshot, takes those past the soft limit, most pending actions
 //! first, and dumps them a few at a time, under a lease for each org so that one instance works on it. Orgs that are
-//! gone lose their snapshots, and so do schemas that no version has published in for long; the store is swept.
+//! gone lose their snapshots, and so do schemas that no version has published in for long; the store is swept. A round does
+//! not wait for the last of its dumps, however many it began: one that takes long takes a place, and the others go on.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +59,27 @@ struct Due {
     reason: Reason,
 }
 
+/// What the job makes now, over all rounds.
+#[derive(Default)]
+struct UnderWay<'a> {
+    slots: BTreeSet<Slot>,
+    refreshes: FuturesUnordered<BoxFuture<'a, Slot>>,
+}
+
+impl UnderWay<'_> {
+    /// Waits until no more than so many are left.
+    async fn leave(&mut self, most: usize) {
+        loop {
+            let ended = match self.refreshes.len() > most {
+                true => self.refreshes.next().await,
+                false => self.refreshes.next().now_or_never().flatten(),
+            };
+            let Some(slot) = ended else { return };
+            self.slots.remove(&slot);
+        }
+    }
+}
+
 impl Runner {
     /// The job over a source and a store, through the dumps that requests use too.
     pub fn new(
@@ -83,12 +107,13 @@ impl Runner {
         let mut rounds = interval(every(settings.interval_s));
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut looked, mut swept): (Option<Instant>, Option<Instant>) = (None, None);
+        let mut under_way = UnderWay::default();
         loop {
             rounds.tick().await;
             let due = |last: Option<Instant>, seconds| last.is_none_or(|at| at.elapsed() >= every(seconds));
             let look = due(looked, settings.orgs_interval_s);
             let sweep = due(swept, settings.sweep_interval_s);
-            let round = self.round(look, sweep).await;
+            let round = self.next_round(look, sweep, &mut under_way).await;
             self.metrics.round("snapshots", round.is_ok());
             match round {
                 Ok(()) => {
@@ -108,10 +133,35 @@ impl Runner {
     /// # Errors
     /// When the database or the store did not answer; what was begun is finished all the same.
     pub async fn round(&self, look: bool, sweep: bool) -> Result<(), RoundError> {
+        let mut under_way = UnderWay::default();
+        self.begin(look, &mut under_way).await?;
+        under_way.leave(0).await;
+        self.sweep(sweep).await
+    }
+
+    /// The same, but leaves what is still made when there is a place for the next round.
+    async fn next_round<'a>(&'a self, look: bool, sweep: bool, under_way: &mut UnderWay<'a>) -> Result<(), RoundError> {
+        self.begin(look, under_way).await?;
+        under_way.leave(self.dumps.settings().concurrent.saturating_sub(1)).await;
+        self.sweep(sweep).await
+    }
+
+    /// Begins what is due, as places become free.
+    async fn begin<'a>(&'a self, look: bool, under_way: &mut UnderWay<'a>) -> Result<(), RoundError> {
         self.forget_stale().await?;
         let looked = Instant::now();
-        let due = self.due(look).await?;
-        stream::iter(due).for_each_concurrent(self.dumps.settings().concurrent, |due| self.refresh(due, looked)).await;
+        for due in self.due(look).await? {
+            if under_way.slots.contains(&due.slot) {
+                continue;
+            }
+            under_way.leave(self.dumps.settings().concurrent.saturating_sub(1)).await;
+            under_way.slots.insert(due.slot.clone());
+            under_way.refreshes.push(self.refresh(due, looked).boxed());
+        }
+        Ok(())
+    }
+
+    async fn sweep(&self, sweep: bool) -> Result<(), RoundError> {
         if sweep {
             let packs = self.store.sweep().await?;
             if packs > 0 {
@@ -199,7 +249,7 @@ impl Runner {
         Ok(due)
     }
 
-    async fn refresh(&self, due: Due, looked: Instant) {
+    async fn refresh(&self, due: Due, looked: Instant) -> Slot {
         let Due { slot, pending, reason } = due;
         let made = match self.dumps.join(&slot, Wish::Background, looked, &reason) {
             // How it went is in the log already.
@@ -213,8 +263,9 @@ impl Runner {
         if made {
             self.left().remove(&slot);
         } else {
-            self.left().insert(slot);
+            self.left().insert(slot.clone());
         }
+        slot
     }
 
     fn left(&self) -> MutexGuard<'_, BTreeSet<Slot>> {

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use headstart::dump::{DumpError, DumpSettings};
 use headstart::model::{BootstrapQuery, Epoch, Generation, SchemaHash, SnapshotId, SyncGroup, SyncId};
 use headstart::serve::{Content, ServeError};
+use headstart::source::memory::Fate;
 use headstart::store::{Facts, Head, MemoryStore, Slot};
 use tokio::time::{advance, sleep, timeout};
 
@@ -361,6 +362,29 @@ async fn the_background_job_takes_what_is_due_and_drops_what_is_gone() {
     runner.round(true, false).await.unwrap();
     assert_eq!(world.store.head(&world.slot(&bolt)).await.unwrap().current, None);
     assert!(world.store.head(&world.slot(&acme)).await.unwrap().current.is_some());
+}
+
+/// One that takes long takes a place, and no more: rounds go on.
+#[tokio::test(start_paused = true)]
+async fn the_background_job_does_not_wait_for_the_slowest() {
+    let world = World::new();
+    let (slow, quick) = (org("slow"), org("quick"));
+    world.issues(&slow, "1", 0, 100);
+    world.runner().round(true, false).await.unwrap();
+    // It is refreshed, and the look-ups take for ever.
+    world.issues(&slow, "1", 0, 8);
+    world.source.set_fate(Fate::Held);
+    world.runner().start(world.tasks.token().clone());
+    sleep(Duration::from_secs(100)).await;
+    let head = async |org| world.store.head(&world.slot(org)).await.unwrap();
+    assert_eq!((head(&slow).await.generation, world.dumps.in_progress().len()), (Generation(1), 1));
+    world.issues(&quick, "1", 0, 3);
+    sleep(Duration::from_secs(1000)).await;
+    assert_eq!((head(&slow).await.generation, world.dumps.in_progress().len()), (Generation(1), 1));
+    assert_eq!(head(&quick).await.generation, Generation(1));
+    world.source.set_fate(Fate::Answered);
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(head(&slow).await.generation, Generation(2));
 }
 
 #[tokio::test(start_paused = true)]
