@@ -4,7 +4,7 @@
 //! over the process's bound is told 503, whoever is over the org's 429, both at once and with a `Retry-After` that is drawn
 //! at random. An org's bound lies below the process's, so one org with all its clients leaves room for the others.
 //!
-//! A place is held until the last byte of the answer is with the socket, or its connection is gone.
+//! A place is held until all but the last piece of the answer is with the socket, or its connection is gone.
 //!
 //! Dumps have bounds of their own (`dump.concurrent`, `dump.waiting`, one that runs and one that waits for each org). An org
 //! that was refused because too many dumps wait is refused here, without another look, for as long as that is so.

@@ -1,15 +1,15 @@
 //! The bytes of an answer, in the encoding the client takes.
 //!
 //! zstd: the stored frames as they are, then the metadata line as a small frame of its own; nothing is decoded.
-//! Identity: frames are decoded about 1 MiB at a time, on blocking threads, and what can't be sent at once is kept for as
+//! Identity: frames are decoded some 320 KiB at a time ([`TARGET_RAW`]), on blocking threads, and what can't be sent at once is kept for as
 //! long as there is [room](crate::http::rests). Gzip is made from that.
 //!
 //! Sync actions follow the rows. Few of them are read before the head is sent and leave with the metadata line, so that
 //! the length of such an answer is known; the rest is read while the client takes it.
 //!
 //! Everything is pulled: a piece is read, or decoded, when the connection asks for the next one, so an answer holds one
-//! piece of at most 128 KiB of its own however slow its client is (slices of packs and spools are shared), and gzip its
-//! compressor's 300 KiB. An error is the last item of the stream and breaks the connection: no body ends
+//! piece of its own however slow its client is (slices of packs and spools are shared): 128 KiB of decoded lines, 256 KiB
+//! of a batch, or 512 sync actions with their rows, of which there are two. Gzip has its compressor's 300 KiB besides. An error is the last item of the stream and breaks the connection: no body ends
 //! before its metadata line and looks whole.
 
 use std::io::Write;
@@ -345,7 +345,7 @@ struct Group {
     raw_len: usize,
 }
 
-/// Puts frames together: as many as decode to about 1 MiB, at least one.
+/// Puts frames together: as many as decode to [`TARGET_RAW`], at least one.
 fn groups(frames: &Frames) -> Result<Vec<Group>, FrameError> {
     let mut groups: Vec<Group> = Vec::new();
     let mut start = 0;

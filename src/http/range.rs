@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::Range;
 
 use axum::http::header::{IF_NONE_MATCH, IF_RANGE, RANGE};
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
 
 use crate::http::encoding::Encoding;
@@ -63,10 +63,21 @@ impl fmt::Display for Etag {
 pub struct Conditions {
     /// Tags of `If-None-Match`, without their quotes' weakness; `*` is one of them.
     none_match: Vec<String>,
-    /// `If-Range`: `None` was not sent, `Some(None)` is none of ours.
-    if_range: Option<Option<Etag>>,
+    if_range: IfRange,
     /// `Range`, if it is one range of bytes.
     range: Option<ByteRange>,
+}
+
+/// `If-Range`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum IfRange {
+    /// It was not sent.
+    #[default]
+    Absent,
+    /// It holds no tag of ours.
+    Foreign,
+    /// It holds this one.
+    Tag(Etag),
 }
 
 /// One range of bytes, as it was asked for.
@@ -103,15 +114,17 @@ impl Conditions {
                 .flat_map(|line| line.split(','))
                 .map(|tag| tag.trim().trim_start_matches("W/").to_owned())
                 .collect(),
-            if_range: headers.get(IF_RANGE).map(|tag| tag.to_str().ok().and_then(Etag::parse)),
+            if_range: headers.get(IF_RANGE).map_or(IfRange::Absent, IfRange::read),
             range: text(RANGE).filter(|_| get).and_then(ByteRange::parse),
         }
     }
 
     /// The tag under which a download is to go on. With `If-None-Match` the question is another one.
     pub fn resumes(&self) -> Option<Etag> {
-        self.range?;
-        self.if_range?.filter(|_| self.none_match.is_empty())
+        match self.if_range {
+            IfRange::Tag(etag) if self.range.is_some() && self.none_match.is_empty() => Some(etag),
+            _ => None,
+        }
     }
 
     /// What to send of an answer with this tag and length.
@@ -122,9 +135,16 @@ impl Conditions {
         }
         match (self.range, self.if_range) {
             (None, _) => Portion::Whole,
-            (Some(_), Some(tag)) if tag != Some(*etag) => Portion::Whole,
+            (Some(_), IfRange::Foreign) => Portion::Whole,
+            (Some(_), IfRange::Tag(tag)) if tag != *etag => Portion::Whole,
             (Some(range), _) => range.within(len).map_or(Portion::Unsatisfiable, Portion::Part),
         }
+    }
+}
+
+impl IfRange {
+    fn read(header: &HeaderValue) -> Self {
+        header.to_str().ok().and_then(Etag::parse).map_or(Self::Foreign, Self::Tag)
     }
 }
 
@@ -167,7 +187,6 @@ fn number(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::http::HeaderValue;
 
     fn etag() -> Etag {
         Etag::new(SnapshotId::from_bytes([7; 16]), &BootstrapQuery::default(), Encoding::Zstd, b"trailer")

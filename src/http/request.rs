@@ -1,7 +1,6 @@
 //! What happens to every request of clients, whatever it asks: it gets an id and limits, its errors get a body, and it
 //! leaves one line in the log once its last byte is handed over, or its connection broke.
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -28,6 +27,7 @@ use crate::http::error::HttpError;
 use crate::http::pace::{Pace, PacedBody, Pieces};
 use crate::metrics::Metrics;
 use crate::model::{Caller, SnapshotId};
+use crate::task::panic_text;
 use crate::trace::{TraceId, TraceParent, root_span};
 use crate::wire::trailer;
 
@@ -167,7 +167,7 @@ pub async fn accompany(State(rules): State<Arc<Rules>>, mut request: Request, ne
             let handled = handled.instrument(span.clone()).await;
             match handled {
                 Ok(Ok(response)) => response,
-                Ok(Err(panic)) => HttpError::Panic(panic_text(&*panic)).into_response(),
+                Ok(Err(panic)) => HttpError::Panic(panic_text(&*panic).to_owned()).into_response(),
                 Err(_) => HttpError::Deadline(rules.begin_deadline).into_response(),
             }
         }
@@ -230,11 +230,6 @@ fn without_body(response: Response) -> Response {
         head.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(len));
     }
     Response::from_parts(head, Body::empty())
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
 }
 
 /// A body that is counted, and logged when it ends or is dropped.

@@ -1,6 +1,6 @@
 //! Decoded lines that answers have not sent yet, in bounded memory.
 //!
-//! A frame is decoded as a whole, about 1 MiB of lines, and sent in small pieces. What is left of it lies here meanwhile.
+//! A frame is decoded as a whole, some 320 KiB of lines, and sent in small pieces. What is left of it lies here meanwhile.
 //! Past the bound the oldest is dropped, which is that of a client who has not come back for it for longest: it is decoded
 //! again when the client does. So slow clients cost a little time instead of memory.
 

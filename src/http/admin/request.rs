@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use crate::http::error::HttpError;
 use crate::http::request::REQUEST_ID;
 use crate::model::SnapshotId;
+use crate::task::panic_text;
 
 /// How long an answer may take to begin.
 const BEGIN_WITHIN: Duration = Duration::from_secs(30);
@@ -39,9 +40,4 @@ pub async fn attend(request: Request, next: Next) -> Response {
     headers.insert(REQUEST_ID, HeaderValue::try_from(id).expect("hex can stand in a header"));
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

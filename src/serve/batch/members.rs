@@ -2,8 +2,8 @@
 //!
 //! Nobody joins a read that has begun: a right that was taken away before the question must not be in the answer. Who asks
 //! while one is under way waits for the next, which asks for all of them. It begins when as many have come as the last one
-//! served, or after a moment: callers that wait for the same things come again together, and one that is alone is never
-//! kept waiting.
+//! served, or after a moment: callers that wait for the same things come again together, and one that is alone waits once, as
+//! the first after a crowd.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

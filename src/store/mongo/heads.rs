@@ -89,8 +89,11 @@ impl Heads {
     }
 
     /// Moves a slot that was moved before to a next generation that holds nothing, if it is at generation `over` or
-    /// that does not matter; says what it held. `None` when it was not moved.
-    pub async fn bury(&self, slot: &Slot, over: Option<Generation>) -> Result<Option<Option<Facts>>, StoreError> {
+    /// that does not matter; gives what it held.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when there is no such slot, or it is at another generation.
+    pub async fn bury(&self, slot: &Slot, over: Option<Generation>) -> Result<Option<Facts>, StoreError> {
         let mut filter = filter(slot);
         if let Some(over) = over {
             filter.insert("generation", number(over)?);
@@ -98,9 +101,9 @@ impl Heads {
         let next = doc! { "$add": ["$generation", 1_i64] };
         let update = vec![doc! { "$set": { "generation": next, "facts": null, "at": "$$NOW" } }];
         let buried = self.0.find_one_and_update(filter, update).return_document(ReturnDocument::Before);
-        let Some(before) = buried.await.map_err(fault)? else { return Ok(None) };
+        let before = buried.await.map_err(fault)?.ok_or(StoreError::Conflict)?;
         let record: HeadRecord = mongodb::bson::deserialize_from_document(before).map_err(StoreError::unavailable)?;
-        Ok(Some(record.read()?.1.current.map(|current| current.facts)))
+        Ok(record.read()?.1.current.map(|current| current.facts))
     }
 
     /// Removes tombstones older than any dump that could want to publish over them.

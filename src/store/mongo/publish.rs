@@ -77,9 +77,14 @@ impl Collections {
     pub async fn delete(&self, org: &Org) -> Result<u64, StoreError> {
         let mut deleted = 0;
         for (slot, _) in self.heads.of_org(org).await? {
-            if let Some(facts) = self.heads.bury(&slot, None).await?.flatten() {
-                deleted += 1;
-                self.expire_replaced(org, &facts, None).await;
+            match self.heads.bury(&slot, None).await {
+                Ok(Some(facts)) => {
+                    deleted += 1;
+                    self.expire_replaced(org, &facts, None).await;
+                }
+                // It held nothing, or its tombstone was removed meanwhile.
+                Ok(None) | Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(deleted)
@@ -87,8 +92,7 @@ impl Collections {
 
     /// Moves one slot from a generation to the next, which holds nothing.
     pub async fn retire(&self, slot: &Slot, over: Generation) -> Result<(), StoreError> {
-        let held = self.heads.bury(slot, Some(over)).await?.ok_or(StoreError::Conflict)?;
-        if let Some(facts) = held {
+        if let Some(facts) = self.heads.bury(slot, Some(over)).await? {
             self.expire_replaced(&slot.org, &facts, None).await;
         }
         Ok(())

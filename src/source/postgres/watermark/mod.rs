@@ -150,7 +150,7 @@ impl Prober {
     /// back for ever.
     ///
     /// One begins when as many have asked as the last one served, or after a moment: callers that wait for the same
-    /// things come again together, and one that is alone is never kept waiting.
+    /// things come again together, and one that is alone waits once, as the first after a crowd.
     pub async fn run<F: Future<Output = Answer>>(mut self, mut probe: impl FnMut(Report) -> F) {
         let mut served = 0;
         while let Some(first) = self.asks.recv().await {
