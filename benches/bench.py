@@ -100,10 +100,11 @@ class Bench:
             self.running["service"] = self.headstart("service", **limits).serve()
         return self.running["service"]
 
-    def nginx(self):
-        if "nginx" not in self.running:
-            self.running["nginx"] = servers.nginx(self, self.files)
-        return self.running["nginx"]
+    def nginx(self, workers=1):
+        name = f"nginx-{workers}"
+        if name not in self.running:
+            self.running[name] = servers.nginx(self, self.files, workers)
+        return self.running[name]
 
     def lines(self):
         """The whole org as NDJSON, in a file."""

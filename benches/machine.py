@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,15 @@ def described():
     memory = int(re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())[1]) / 1024**2
     name = cpu[1] if cpu else platform.machine()
     return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB of memory, Linux {platform.release()}"
+
+
+def commit():
+    """Of the repository this file is in, and whether something was changed since; empty where git can't tell."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def load():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import machine
 from cold import Fresh
-from results import Goal, Section, download_table, number, table, work_table
+from results import Goal, Section, counted, download_table, number, table, work_table
 from servers import Headstart
 from turns import Case, middle, ratios, take_turns
 
@@ -21,6 +21,10 @@ PARTS = [0.01, 0.1, 1, 10]
 # Before it is read, so often is a snapshot refreshed; each time after so many percent of the rows changed, the newest: they leave
 # the most out of use in packs.
 GENERATIONS, CHANGED = 24, 0.25
+# So often at most each refresh is measured; it takes a full dump before it and one after.
+TIMES = 3
+# Reading from the folder takes a twentieth of a second and differs from one time to the next: so many times as often as the rest.
+OFTEN = 4
 # What an update of each table touches, and how its rows are found; the largest tables of the org.
 TABLES = {
     "issue": ("title = title || '.'", "t.organization_id = '{org}' AND t.archived_at IS NULL"),
@@ -60,10 +64,10 @@ class Workspace:
         self.database.ask("ANALYZE")
 
     def change(self, percent, is_recent):
-        """Updates so many rows, each table by its size; says how many."""
-        changed, rows = 0, sum(self.counts.values())
+        """Updates so many rows, each table by its size and one of it at least; says how many."""
+        changed = 0
         for name, (change, _) in self.tables.items():
-            count = round(rows * percent / 100 * self.counts[name] / rows)
+            count = max(1, round(self.counts[name] * percent / 100))
             order = "place DESC" if is_recent else "random()"
             self.database.ask(f"UPDATE {name} SET {change} WHERE id IN (SELECT id FROM bench_{name} ORDER BY {order} LIMIT {count})")
             changed += count
@@ -108,7 +112,7 @@ def measure(bench):
     for is_recent in (True, False):
         for percent in PARTS:
             runs = []
-            for _ in range(min(bench.rounds, 3)):
+            for _ in range(min(bench.rounds, TIMES)):
                 workspace.begin()
                 changed = workspace.change(percent, is_recent)
                 refreshed, full = workspace.refresh(), workspace.dump("--full")
@@ -140,14 +144,16 @@ def measure(bench):
     heads = ["changed", "rows", "read for each", "refresh: s", "full: s", "ratio", "refresh: PostgreSQL CPU s", "full: the same", "ratio", "refresh: own CPU s", "full: the same", "refresh: MB written", "full: the same", "refresh: most MiB", "full: the same"]
     text = f"""### Refreshing
 
-`headstart dump --org` after some rows were updated, and then `headstart dump --org --full` of the same state, into a folder. Seconds are
-those it prints, to the published snapshot; a running service needs no more, the command {number(around)} s for its start and end. Processor time and memory
-are the whole program's. The {bench.million or "million"} workspace; the rows are those of {', '.join(workspace.tables)} ({sum(workspace.counts.values()):,}), each table by its size: the newest of each, or any by chance.
+`headstart dump --org` after some rows were updated, and then `headstart dump --org --full` of the same state, into a folder;
+{counted(min(bench.rounds, TIMES), "round")} each, of which the one with the middle ratio of seconds is shown. Seconds are those it prints, to the published
+snapshot; a running service needs no more, the command {number(around)} s for its start and end. Processor time and memory are the whole
+program's. The {bench.million or "million"} workspace; the rows are those of {', '.join(workspace.tables)} ({sum(workspace.counts.values()):,}), each table by its size: the newest of each, or any by chance.
 
 {table(heads, rows)}
 
 A snapshot that was refreshed {GENERATIONS} times, each time after {CHANGED} % of the rows had changed, the newest, and one of the same
-state that was made as a whole: read by one client, from memory for {bench.seconds:g} s and from the folder by a fresh process.
+state that was made as a whole: read by one client, from memory for {bench.seconds:g} s in each of {counted(bench.rounds, "round")}, and from the folder by a
+fresh process in {counted(OFTEN * bench.rounds, "round")}.
 
 {download_table({name: measured[name] for name in HOT})}
 
@@ -177,9 +183,11 @@ def reads(bench, workspace):
     def hot(server):
         return lambda: bench.client.run(server.url, "/sync/bootstrap", seconds=bench.seconds, token=bench.token)
 
-    cases = [Case(name, hot(server), server.seconds) for name, server in zip(HOT, servers)]
-    cases += [Fresh(bench, headstart, bench.token).case(name) for name, headstart in zip(COLD, stores.values())]
-    measured = take_turns(bench.rounds, cases)
+    postgres = {"PostgreSQL": bench.database.seconds}
+    in_memory = [Case(name, hot(server), server.seconds, postgres) for name, server in zip(HOT, servers)]
+    measured = take_turns(bench.rounds, in_memory)
+    from_folder = [Fresh(bench, headstart, bench.token).case(name, **postgres) for name, headstart in zip(COLD, stores.values())]
+    measured |= take_turns(OFTEN * bench.rounds, from_folder)
     for server in servers:
         server.stop()
     in_store = [in_packs(headstart, bench.org) for headstart in stores.values()]

@@ -17,7 +17,10 @@ HEADING = "Side by side"
 
 @dataclass
 class Goal:
-    """A row of the first table: what was measured in each round, and what it should be."""
+    """A row of the first table: what was measured in each round, and what it should be.
+
+    A ratio of `what` to `against`, unless it has a unit.
+    """
 
     what: str
     against: str
@@ -30,9 +33,9 @@ class Goal:
     def row(self):
         value = statistics.median(self.rounds)
         met = value >= self.bound if self.sense == "≥" else value <= self.bound
-        spread = f" ({number(min(self.rounds))} to {number(max(self.rounds))})" if len(self.rounds) > 1 else ""
         unit = f" {self.unit}" if self.unit else ""
-        return [self.what, self.against, f"{self.sense} {self.bound:g}{unit}", f"**{number(value)}**{spread}", "yes" if met else "**no**"]
+        goal = f"{self.sense} {round(self.bound, 2):g}{unit}"
+        return [self.what, self.against or "–", goal, spread(self.rounds, unit, "**"), "yes" if met else "**no**"]
 
 
 @dataclass
@@ -43,7 +46,20 @@ class Section:
     text: str
 
 
+def spread(values, unit="", mark=""):
+    """The median, and where there are several the least and the most."""
+    most = f" ({number(min(values))} to {number(max(values))})" if len(values) > 1 else ""
+    return f"{mark}{number(statistics.median(values))}{unit}{mark}{most}"
+
+
+def counted(count, unit):
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+
+
 def number(value):
+    """A figure as it is printed. None is one that nobody measured."""
+    if value is None:
+        return "–"
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
@@ -104,8 +120,9 @@ def whole(found, facts):
 
 {table(["what", "against", "goal", "measured, median of rounds (least to most)", "met?"], goals, words=2)}
 Written by `make bench`. Everyone shares the cores of one machine, the load client among them; all servers are of this run,
-on loopback. Each ratio is the median of those of the rounds, in which everyone has a turn. CPU is processor time from /proc.
-"Others" is what processes outside of what is measured used of the machine meanwhile.
+on loopback. What was measured is a ratio, of the first named to the second, unless a unit is shown. Each ratio is the median of
+those of the rounds, in which everyone has a turn. CPU is processor time from /proc; a dash is what was not measured, or is not
+there. "Others" is what processes outside of what is measured used of the machine meanwhile.
 
 {texts}
 """
@@ -113,8 +130,10 @@ on loopback. Each ratio is the median of those of the rounds, in which everyone 
 
 def facts(command, busy, versions, data):
     now = datetime.datetime.now(datetime.timezone.utc)
+    commit = machine.commit()
     return [
         ("date", f"{now:%Y-%m-%d %H:%M} UTC"),
+        *([("commit of the working tree", commit)] if commit else []),
         ("command", f"`{command}`"),
         ("machine", f"{machine.described()}; load average before the run {busy}"),
         ("versions", "; ".join(version for version in versions if version)),

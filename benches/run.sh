@@ -61,10 +61,12 @@ postmaster=$(head -n 1 "$(readlink -f "$work/postgres")/postmaster.pid")
 "$bin/createdb" -h 127.0.0.1 -p "$port" -U postgres headstart
 "$bin/psql" -qX -h 127.0.0.1 -p "$port" -U postgres postgres -c 'CREATE EXTENSION pg_stat_statements'
 mongo_port=$(deploy/dev/mongod.sh start "$work/mongod")
+# What else was set, so that who reads the results can run the same.
+also="${MILLION+ MILLION=$MILLION}${BINARY:+ BINARY=$BINARY}${SCAN:+ SCAN=$SCAN}${PARTS:+ PARTS=\"$PARTS\"}"
 results=()
 [ "${#parts[@]}" != 0 ] || results=(--results loadtests/RESULTS.md)
 PYTHONPATH=$PWD/.dev/mongodb PYTHONDONTWRITEBYTECODE=1 python3 benches/bench.py --work "$work" --binary "$binary" \
     --scan-program "${SCAN:-}" --pg-bin "$bin" --pg-port "$port" --postmaster "$postmaster" --mongo-port "$mongo_port" \
     --mongo-pid "$(cat "$work/mongod/mongod.pid")" --scale "$scale" --rounds "$rounds" --seconds "$seconds" \
     --million "$million" --most-rows "$rows" --most-orgs "$orgs" --busy "$busy" \
-    --command "make bench SCALE=$scale ROUNDS=$rounds SECONDS_EACH=$seconds ROWS=$rows ORGS=$orgs" "${results[@]}" "${parts[@]}"
+    --command "make bench SCALE=$scale ROUNDS=$rounds SECONDS_EACH=$seconds ROWS=$rows ORGS=$orgs$also" "${results[@]}" "${parts[@]}"

@@ -201,22 +201,22 @@ def nginx_program():
     return subprocess.run([ROOT / "deploy/dev/nginx.sh", "bin"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
-def nginx(bench, folder):
-    """One worker that serves the files of a folder as zstd, with sendfile and without a log."""
-    program = nginx_program()
-    prefix, port = bench.work / "nginx", free_port()
+def nginx(bench, folder, workers):
+    """So many workers that serve the files of a folder as zstd, with sendfile and without a log."""
+    program, name = nginx_program(), f"nginx-{workers}"
+    prefix, port = bench.work / name, free_port()
     prefix.mkdir(exist_ok=True)
     for file in folder.iterdir():
         file.chmod(0o644)
     paths = "".join(f"{kind}_temp_path {prefix}/{kind};" for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"])
     (prefix / "nginx.conf").write_text(
-        f"""{"user root;" if os.getuid() == 0 else ""} worker_processes 1; daemon off; pid {prefix}/pid; error_log {prefix}/error.log;
+        f"""{"user root;" if os.getuid() == 0 else ""} worker_processes {workers}; daemon off; pid {prefix}/pid; error_log {prefix}/error.log;
         events {{ worker_connections 1024; }}
         http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000; types {{ }} default_type application/x-ndjson; {paths}
             server {{ listen 127.0.0.1:{port} backlog=1024; location / {{ root {folder}; add_header Content-Encoding zstd; }} }} }}
         """
     )
-    server = Server(bench.work, "nginx", [program, "-p", prefix, "-e", f"{prefix}/error.log", "-c", f"{prefix}/nginx.conf"])
+    server = Server(bench.work, name, [program, "-p", prefix, "-e", f"{prefix}/error.log", "-c", f"{prefix}/nginx.conf"])
     server.seconds = lambda: machine.family_seconds(server.pid)
     server.url = f"http://127.0.0.1:{port}"
     server.wait(lambda: listens(port))

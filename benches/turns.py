@@ -18,8 +18,8 @@ class Case:
 
     name: str
     work: Callable
-    # What the server of this case has used so far, and the databases behind it.
-    server: Callable = lambda: 0.0
+    # What the server of this case has used so far, where that can be told, and the databases behind it.
+    server: Callable | None = None
     behind: dict = field(default_factory=dict)
     before: Callable = nothing
     after: Callable = nothing
@@ -27,12 +27,12 @@ class Case:
 
 @dataclass
 class Run:
-    """One turn: seconds on the clock, processor seconds of everyone, and what the work gave."""
+    """One turn: seconds on the clock, processor seconds of everyone (None where nobody measured them), and what the work gave."""
 
     wall: float
-    server: float
+    server: float | None
     behind: dict
-    client: float
+    client: float | None
     others: float
     gave: object
 
@@ -41,35 +41,51 @@ class Run:
         return self.gave.rate
 
     def per_answer(self, seconds):
-        """Of what an answer's bytes took: an answer that was cut by the end of the time counts in part."""
-        return seconds * 1000 * self.gave.size / self.gave.all_bytes
+        """Milliseconds of each answer. The client lets every answer come to its end, and the meter runs until then."""
+        return None if seconds is None else seconds * 1000 / self.gave.answers
 
     def took(self):
         """Seconds to the last byte, where there was one answer; else those of the whole work."""
         return self.gave.took if hasattr(self.gave, "took") else self.wall
 
 
+def rotated(things, turn):
+    """Their order in a round: who is first changes with each."""
+    first = turn % len(things)
+    return things[first:] + things[:first]
+
+
 def take_turns(rounds, cases):
-    """Runs by the case's name. Who is first changes with each round."""
+    """Runs by the case's name."""
     measured = {case.name: [] for case in cases}
     for turn in range(rounds):
-        first = turn % len(cases)
-        for case in cases[first:] + cases[:first]:
+        for case in rotated(cases, turn):
             case.before()
-            with Meter(server=case.server, **case.behind) as meter:
+            own = {"server": case.server} if case.server else {}
+            with Meter(**own, **case.behind) as meter:
                 gave = case.work()
             behind = {name: meter.seconds[name] for name in case.behind}
-            client = getattr(gave, "processor", 0.0)
-            run = Run(meter.wall, meter.seconds["server"], behind, client, meter.others(client), gave)
+            client = getattr(gave, "processor", None)
+            run = Run(meter.wall, meter.seconds.get("server"), behind, client, meter.others(client or 0.0), gave)
             case.after()
             measured[case.name].append(run)
-            rate = f", {run.rate:.0f} MB/s, server {run.per_answer(run.server):.2f} ms each" if hasattr(gave, "rate") else ""
-            print(f"  round {turn + 1}, {case.name}: {run.took():.3f} s, server {run.server:.2f} s{rate}, others {run.others:.0%}", file=sys.stderr)
+            print(f"  round {turn + 1}, {case.name}: {told(run)}", file=sys.stderr)
     return measured
 
 
+def told(run):
+    """A run in a few words, for who watches the bench."""
+    is_download = hasattr(run.gave, "rate")
+    rate = f", {run.rate:.0f} MB/s" if is_download else ""
+    each = f", {run.per_answer(run.server):.2f} ms each" if is_download and run.server is not None else ""
+    server = "" if run.server is None else f", server {run.server:.2f} s"
+    return f"{run.took():.3f} s{rate}{server}{each}, others {run.others:.0%}"
+
+
 def middle(runs, figure):
-    return statistics.median(figure(run) for run in runs)
+    """The median; None where it was not measured."""
+    values = [figure(run) for run in runs]
+    return None if None in values else statistics.median(values)
 
 
 def ratios(runs, others, figure, other_figure=None):
