@@ -14,7 +14,7 @@ use crate::source::postgres::log::Log;
 use crate::source::postgres::pool::Lease;
 
 /// How long the WAL is given to be flushed by the writers' own commits before the probe asks for it.
-const FLUSH_PATIENCE: Duration = Duration::from_millis(10);
+const FLUSH_PATIENCE: Duration = Duration::from_millis(2);
 
 /// After this long a waiting probe says in the log whom it waits for.
 const SILENCE: Duration = Duration::from_secs(1);
