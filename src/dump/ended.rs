@@ -44,7 +44,7 @@ impl LastEnded {
             id: live.id(),
             org: live.slot().org.clone(),
             rows: refreshed.map_or_else(|| live.rows(), |refreshed| refreshed.rows),
-            bytes: refreshed.map_or_else(|| live.spool().len(), |refreshed| refreshed.written),
+            bytes: refreshed.map_or_else(|| live.spooled(), |refreshed| refreshed.written),
             took: refreshed.map(|refreshed| refreshed.took).or_else(|| Some(live.opened()?.at?.elapsed())),
             at: Instant::now(),
             outcome,

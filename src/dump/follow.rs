@@ -109,6 +109,7 @@ impl Dumps {
     }
 
     async fn take_pieces(&self, live: &Arc<LiveDump>, snapshot: SnapshotId) -> Result<(), Unfit> {
+        self.prepare(live).await?;
         let store = &self.shared.store;
         let mut number = 0;
         loop {

@@ -5,6 +5,7 @@
 //! only, and never holds a PostgreSQL snapshot open, because the scan does not wait for it. When the dump fails every
 //! reader gets the error; when it ends, each ends after its last frame. The spool lives until the last reader lets go.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use crate::dump::DumpError;
 use crate::dump::part::{Frames, Part, Spooled};
 use crate::dump::queue::Wish;
-use crate::dump::spool::Spool;
+use crate::dump::spool::{Spool, SpoolBudget};
 use crate::metrics::Level;
 use crate::model::{Grants, GroupSet, Schema, SnapshotId, SyncId, Watermark};
 use crate::source::{GroupSets, SetId};
@@ -31,7 +32,8 @@ const PIECE_LEN: u64 = 1 << 20;
 pub struct LiveDump {
     id: SnapshotId,
     slot: Slot,
-    spool: Spool,
+    /// Where its frames are, once it is prepared.
+    spool: OnceLock<Spool>,
     /// When whoever asked for it first looked for a snapshot that would do.
     looked: Instant,
     opened: OnceLock<Opened>,
@@ -120,12 +122,12 @@ pub enum Settled {
 
 impl LiveDump {
     /// One that waits for its turn.
-    pub fn new(slot: Slot, spool: Spool, looked: Instant, followers: Level) -> Self {
+    pub fn new(slot: Slot, looked: Instant, followers: Level) -> Self {
         let progress = watch::Sender::new(Progress::default());
         Self {
             id: SnapshotId::random(),
             slot,
-            spool,
+            spool: OnceLock::new(),
             looked,
             opened: OnceLock::new(),
             progress,
@@ -148,9 +150,30 @@ impl LiveDump {
         &self.slot
     }
 
+    /// Makes room for its frames, unless there is some. Whoever drives it does so before the first of them.
+    ///
+    /// # Errors
+    /// [`DumpError::Spool`].
+    pub(super) async fn prepare(&self, folder: PathBuf, budget: Arc<SpoolBudget>) -> Result<(), DumpError> {
+        if self.spool.get().is_none() {
+            let spool = task::blocking(move || Spool::create(&folder, budget)).await;
+            let spool = spool.map_err(|error| DumpError::Spool(Arc::new(error)))?;
+            self.spool.get_or_init(|| spool);
+        }
+        Ok(())
+    }
+
     /// Where its frames are.
+    ///
+    /// # Panics
+    /// Before it is prepared: there is no frame then.
     pub fn spool(&self) -> &Spool {
-        &self.spool
+        self.spool.get().expect("a dump is prepared before its first frame")
+    }
+
+    /// Bytes of frames in its spool.
+    pub fn spooled(&self) -> u64 {
+        self.spool.get().map_or(0, Spool::len)
     }
 
     /// What is known of it, if its scan is open already.
@@ -345,7 +368,7 @@ impl LiveDump {
     /// The filters of some frames, in their order.
     pub(super) async fn filters(self: Arc<Self>, frames: Vec<LiveFrame>) -> Result<Vec<Vec<u8>>, DumpError> {
         task::blocking(move || {
-            frames.iter().map(|frame| self.spool.filter(frame.filter, frame.filter_len as usize)).collect()
+            frames.iter().map(|frame| self.spool().filter(frame.filter, frame.filter_len as usize)).collect()
         })
         .await
     }

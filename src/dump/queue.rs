@@ -20,7 +20,7 @@ use crate::dump::ended::LastEnded;
 use crate::dump::follow::Followed;
 use crate::dump::live::LiveDump;
 use crate::dump::settings::DumpSettings;
-use crate::dump::spool::{Spool, SpoolBudget};
+use crate::dump::spool::SpoolBudget;
 use crate::dump::unstored::Unstored;
 use crate::metrics::Metrics;
 use crate::model::{SnapshotId, SyncId};
@@ -133,7 +133,7 @@ impl Dumps {
     /// would do: one published since is not made again. `why` goes to the log.
     ///
     /// # Errors
-    /// [`DumpError::Overloaded`], [`DumpError::Stopping`], [`DumpError::Spool`].
+    /// [`DumpError::Overloaded`], [`DumpError::Stopping`].
     pub fn join(&self, slot: &Slot, wish: Wish, looked: Instant, why: &dyn fmt::Display) -> Result<Joined, DumpError> {
         let mut slots = self.shared.lock();
         let joined = self.find_or_start(&mut slots, slot, wish, looked, why)?;
@@ -172,15 +172,7 @@ impl Dumps {
             slots.forget_if_idle(slot);
             return Err(DumpError::Overloaded);
         }
-        let spool = Spool::create(&shared.settings.spool_dir(), shared.budget.clone());
-        let spool = match spool {
-            Ok(spool) => spool,
-            Err(error) => {
-                slots.forget_if_idle(slot);
-                return Err(DumpError::Spool(Arc::new(error)));
-            }
-        };
-        let live = Arc::new(LiveDump::new(slot.clone(), spool, looked, shared.metrics.followers.clone()));
+        let live = Arc::new(LiveDump::new(slot.clone(), looked, shared.metrics.followers.clone()));
         tracing::info!(org = %slot.org, snapshot = %live.id(), reason = %why, "a dump is asked for");
         if queue.current.is_some() {
             queue.next = Some(live.clone());
@@ -291,7 +283,7 @@ impl Dumps {
                 () = self.keep_lease(held.as_ref()) => {}
             }
         }
-        tracing::info!(%org, snapshot = %live.id(), rows = live.rows(), bytes = live.spool().len(),
+        tracing::info!(%org, snapshot = %live.id(), rows = live.rows(), bytes = live.spooled(),
             ms = began.elapsed().as_millis() as u64, stored = driving.stored, "a dump has ended");
     }
 
@@ -341,12 +333,21 @@ impl Dumps {
         }
     }
 
+    /// Makes the spool of a dump. Not when it is asked for: files are made in the driving task, so that no reader waits for a disk.
+    pub(super) async fn prepare(&self, live: &LiveDump) -> Result<(), DumpError> {
+        live.prepare(self.shared.settings.spool_dir(), self.shared.budget.clone()).await
+    }
+
     /// Scans and stores, side by side.
     pub(super) async fn make(&self, driving: &mut Driving, lease: Option<&Lease>, head: Result<Head, StoreError>) {
         let shared = &self.shared;
         let live = driving.live.clone();
         let org = &live.slot().org;
         driving.over = head.as_ref().ok().map(|head| head.generation);
+        if let Err(error) = self.prepare(&live).await {
+            tracing::error!(%org, error = %Chain(&error), "a dump failed");
+            return live.finish(Err(error));
+        }
         let scan = async {
             let end = shared.builder.scan(&live).await;
             if let Err(error) = &end {

@@ -109,7 +109,7 @@ impl Service {
                 phase,
                 rows,
                 expected_rows: expected,
-                bytes: live.spool().len(),
+                bytes: live.spooled(),
                 running_s: running,
             }
         };
