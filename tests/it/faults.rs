@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use headstart::dump::DumpSettings;
+use headstart::dump::{DumpError, DumpSettings};
 use headstart::metrics::Metrics;
 use headstart::model::{Generation, Org, SnapshotId, SyncId};
 use headstart::serve::ServeError;
@@ -168,4 +168,20 @@ async fn without_the_store_one_scan_serves_until_it_is_stale() {
     let head = world.store.head(&world.slot(&acme)).await.unwrap();
     assert_eq!(head.current.unwrap().facts.sync_id, SyncId(31), "it is published afterwards");
     assert_eq!((world.source.scans(), world.dumps.spool_bytes()), (2, 0), "without a scan, and the spool is let go");
+}
+
+#[tokio::test]
+async fn without_a_place_for_its_spool_a_dump_fails_at_once_for_all_who_wait() {
+    let settings = DumpSettings { spool_dir: "/nowhere".into(), ..DumpSettings::default() };
+    let world = World::with(settings, Arc::new(MemoryStore::new(retention())));
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 3);
+    let (who, query) = (caller(&acme, &["team:1"]), full());
+    for _ in 0..2 {
+        let answers = join_all((0..3).map(|_| world.bootstrap(&who, &query))).await;
+        let failed = |answer: &_| matches!(answer, Err(ServeError::Dump(DumpError::Spool(_))));
+        assert!(answers.iter().all(failed), "{:?}", answers[0]);
+        settled(&world).await;
+        assert!(world.dumps.in_progress().is_empty());
+    }
 }
