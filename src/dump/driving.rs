@@ -77,8 +77,7 @@ impl Drop for Driving {
         self.live.finish(Err(DumpError::Broken));
         self.count_end();
         // One that was left to another instance was not made.
-        let left = matches!(self.live.end(), Some(Err(DumpError::Elsewhere)));
-        if !left || self.live.refreshed().is_some() {
+        if !self.live.is_left() {
             self.dumps.shared.ended.note(&self.live, self.outcome());
         }
         let complete = matches!(self.live.end(), Some(Ok(())));

@@ -110,7 +110,7 @@ impl Dumps {
 
     async fn take_pieces(&self, live: &Arc<LiveDump>, snapshot: SnapshotId) -> Result<(), Unfit> {
         self.prepare(live).await?;
-        let store = &self.shared.store;
+        let (store, began) = (&self.shared.store, Instant::now());
         let mut number = 0;
         loop {
             // Asked before the piece: who ends well announces the last piece and lets go of the lease afterwards.
@@ -118,6 +118,10 @@ impl Dumps {
             let Some(bytes) = store.announced(&live.slot().org, snapshot, number).await? else {
                 if !alive {
                     return Err(Unfit::Gone);
+                }
+                // A refresh has no rows for anybody, however long it takes.
+                if number == 0 && live.is_waited_for(began) {
+                    return Err(Unfit::Other("it sends no rows"));
                 }
                 sleep(POLL).await;
                 continue;

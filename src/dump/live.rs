@@ -25,6 +25,9 @@ use crate::source::{GroupSets, SetId};
 use crate::store::{Head, Published, Slot};
 use crate::task;
 
+/// How long a reader may wait for what gives no rows, a refresh, when a dump gives the first at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// How many bytes of frames a reader is told of at once. A single longer frame is one piece.
 const PIECE_LEN: u64 = 1 << 20;
 
@@ -40,8 +43,8 @@ pub struct LiveDump {
     progress: watch::Sender<Progress>,
     /// Whether anyone but the background job asked for it. This and the next three change under the queue's lock.
     wanted: AtomicBool,
-    /// Whether anyone waits for its rows.
-    has_readers: AtomicBool,
+    /// Since when anyone waits for its rows.
+    read_since: OnceLock<Instant>,
     /// Whether anyone asked for a read that begins after the request.
     must_be_new: AtomicBool,
     /// The sync id that it must hold for those who wait.
@@ -132,7 +135,7 @@ impl LiveDump {
             opened: OnceLock::new(),
             progress,
             wanted: AtomicBool::new(false),
-            has_readers: AtomicBool::new(false),
+            read_since: OnceLock::new(),
             must_be_new: AtomicBool::new(false),
             must_hold: AtomicU64::new(0),
             refreshed: OnceLock::new(),
@@ -206,12 +209,18 @@ impl LiveDump {
         self.progress.borrow().end.clone()
     }
 
+    /// Whether nothing was made: what it was asked for is, or will be, there without it.
+    pub(super) fn is_left(&self) -> bool {
+        matches!(self.end(), Some(Err(DumpError::Elsewhere))) && self.refreshed().is_none()
+    }
+
     pub(super) fn is_wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    pub(super) fn has_readers(&self) -> bool {
-        self.has_readers.load(Ordering::Relaxed)
+    /// Whether a reader has waited for its rows for long, since then or later.
+    pub(super) fn is_waited_for(&self, since: Instant) -> bool {
+        self.read_since.get().is_some_and(|at| since.max(*at).elapsed() >= PATIENCE)
     }
 
     /// Somebody waits for it, with this wish.
@@ -224,7 +233,7 @@ impl LiveDump {
             Wish::New => self.must_be_new.store(true, Ordering::Relaxed),
         }
         self.wanted.store(true, Ordering::Relaxed);
-        self.has_readers.store(true, Ordering::Relaxed);
+        self.read_since.get_or_init(Instant::now);
     }
 
     /// Whether this head holds what all who wait for the dump look for: published after they looked.

@@ -283,8 +283,12 @@ impl Dumps {
                 () = self.keep_lease(held.as_ref()) => {}
             }
         }
-        tracing::info!(%org, snapshot = %live.id(), rows = live.rows(), bytes = live.spooled(),
-            ms = began.elapsed().as_millis() as u64, stored = driving.stored, "a dump has ended");
+        if live.is_left() {
+            tracing::debug!(%org, snapshot = %live.id(), "a dump was not made");
+        } else {
+            tracing::info!(%org, snapshot = %live.id(), rows = live.rows(), bytes = live.spooled(),
+                ms = began.elapsed().as_millis() as u64, stored = driving.stored, "a dump has ended");
+        }
     }
 
     /// Lets a dump follow the one that another instance makes; `false` when it has to be made here.

@@ -23,7 +23,7 @@
 //! # Who waits
 //! It runs in the place and under the lease of the dump whose turn it is. Nobody can read from it: readers who join
 //! meanwhile wait for its end and then find what it published; when it is given up they get the dump they joined. After
-//! [`PATIENCE`] of a reader's waiting it is given up for a dump, whose first rows come at once. Where the watermark is still the
+//! five seconds of a reader's waiting it is given up for a dump, whose first rows come at once. Where the watermark is still the
 //! snapshot's own, as while a writer stays open, nothing is made: readers are served what is there. Other instances are told
 //! that a dump is made, of which nothing comes: they wait as well.
 //!
@@ -52,9 +52,6 @@ use crate::snapshot::{FrameError, IndexError, ManifestError};
 use crate::source::SourceError;
 use crate::store::{Facts, Head, Lease, StoreError};
 use crate::trace::span;
-
-/// How long a reader may wait for a refresh, who would get the first rows of a dump at once.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a refresh was not made.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +143,9 @@ impl Dumps {
         };
         // Another one was published meanwhile, or this one, though it was given up.
         if matches!(error, RefreshError::Store(StoreError::Conflict) | RefreshError::Full(Full::Slow)) {
-            head = self.shared.store.head(live.slot()).await;
+            let now = self.shared.store.head(live.slot()).await;
+            // An older head is better than none: a dump over it may lose, one over nothing can't be stored at once.
+            head = now.or(head);
             if head.as_ref().is_ok_and(|head| live.is_granted_by(head)) {
                 tracing::info!(%org, "a snapshot was published during a refresh");
                 return self.leave_for_published(&live);
@@ -200,11 +199,8 @@ impl Dumps {
 
 /// Ends once a reader has waited for too long.
 async fn waited_for(live: &LiveDump) {
-    let mut since: Option<Instant> = None;
-    loop {
+    let began = Instant::now();
+    while !live.is_waited_for(began) {
         sleep(Duration::from_secs(1)).await;
-        if live.has_readers() && since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
-            return;
-        }
     }
 }

@@ -70,7 +70,15 @@ impl Renewal {
             return Err(RefreshError::Line);
         }
         let watermark = source.watermark().await?;
+        let models = schema.catalog.models();
+        if source.unlogged().await?.keys().any(|model| models[*model].load.in_snapshot()) {
+            return Err(Full::Unlogged.into());
+        }
         if watermark.epoch == manifest.epoch && watermark.sync_id <= manifest.sync_id {
+            // Nothing is in this range, but the log has to reach back to it: a trigger that is made anew raises its floor, and what
+            // was missed before that is in no watermark.
+            let nothing = Watermark { sync_id: manifest.sync_id, ..watermark };
+            changed(&builder, live, &schema, &nothing, manifest.sync_id, 0).await?;
             return Err(RefreshError::Newest);
         }
         let basis = Basis {
@@ -82,10 +90,6 @@ impl Renewal {
         let settings = builder.settings();
         let bounds = Bounds { max_percent: settings.refresh_max_percent, max_count: settings.refresh_max_count };
         let most = most_changed(&basis, &watermark.epoch, &bounds)?;
-        let models = schema.catalog.models();
-        if source.unlogged().await?.keys().any(|model| models[*model].load.in_snapshot()) {
-            return Err(Full::Unlogged.into());
-        }
         let changed = changed(&builder, live, &schema, &watermark, manifest.sync_id, most).await?;
         let ids = RowIds::new(&schema);
         if changed.iter().any(|(model, _)| !ids.are_known(*model)) {

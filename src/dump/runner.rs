@@ -148,6 +148,8 @@ impl Runner {
 
     /// Begins what is due, as places become free.
     async fn begin<'a>(&'a self, look: bool, under_way: &mut UnderWay<'a>) -> Result<(), RoundError> {
+        // Those that have ended since the last round may be due again.
+        under_way.leave(usize::MAX).await;
         self.forget_stale().await?;
         let looked = Instant::now();
         for due in self.due(look).await? {

@@ -323,16 +323,12 @@ pub fn gzip(mut lines: ByteStream) -> ByteStream {
 /// piece; one that takes nothing at all is the connection's matter.
 pub fn until(deadline: Instant, limit: Duration, mut bytes: ByteStream) -> ByteStream {
     Box::pin(try_stream! {
-        loop {
-            // A piece that is there at once would be given however late it is: `timeout_at` looks at the clock last.
+        while let Some(piece) = timeout_at(deadline, bytes.next()).await.map_err(|_| BodyError::Deadline(limit))? {
+            // What is there at once is given however late it is: `timeout_at` looks at the clock last.
             if Instant::now() >= deadline {
                 Err(BodyError::Deadline(limit))?;
             }
-            match timeout_at(deadline, bytes.next()).await {
-                Ok(Some(piece)) => yield piece?,
-                Ok(None) => break,
-                Err(_) => Err(BodyError::Deadline(limit))?,
-            }
+            yield piece?;
         }
     })
 }

@@ -229,11 +229,20 @@ impl Service {
     /// that stays open holds the watermark back there.
     async fn is_newest(&self, asked: &Asked, look: &Look) -> Result<bool, Again> {
         let Some(candidate) = look.candidate() else { return Ok(false) };
-        if asked.at > asked.came && candidate.age < asked.came.elapsed() {
-            return Ok(true);
+        let is_of_this_request = asked.at > asked.came && candidate.age < asked.came.elapsed();
+        if !is_of_this_request {
+            let watermark = self.source().watermark().await?;
+            if watermark.epoch != *candidate.epoch || watermark.sync_id > candidate.sync_id {
+                return Ok(false);
+            }
         }
-        let watermark = self.source().watermark().await?;
-        Ok(watermark.epoch == *candidate.epoch && watermark.sync_id <= candidate.sync_id)
+        // Changes count as pending, too, where the log does not reach back to the snapshot: what it missed is in no later action.
+        let (org, after, to) = (asked.slot.org.clone(), candidate.sync_id, candidate.sync_id);
+        let nothing = ActionRange { org, after, to, groups: Grants::default(), limit: 1 };
+        match self.source().changed(&nothing).await {
+            Err(SourceError::Trimmed { .. }) => Ok(false),
+            other => Ok(other.map(|_| true)?),
+        }
     }
 
     fn judge(&self, asked: &Asked, look: &Look) -> Verdict {

@@ -147,16 +147,36 @@ impl CatchUp {
             }
         };
         tasks.spawn("catch up", made.in_current_span());
-        async { receiver.await.unwrap_or(Err(LoadError::Broken.into())) }
+        async move {
+            let ended = |_| if tasks.token().is_cancelled() { LoadError::Stopping } else { LoadError::Broken };
+            receiver.await.map_err(ended)?
+        }
     }
 
     async fn piece(&self, actions: &[Action]) -> Result<Bytes, ServeError> {
-        let rows = self.rows(actions).await?;
+        let (mut lines, mut waiting) = (Vec::new(), vec![actions]);
+        while let Some(part) = waiting.pop() {
+            match self.rows(part).await {
+                Ok(rows) => self.tell(part, &rows, &mut lines),
+                // Perhaps its own rows are more than answers may hold: some at a time, then, each told before the next.
+                Err(ServeError::Load(LoadError::Overloaded)) if part.len() > 1 => {
+                    let (head, tail) = part.split_at(part.len() / 2);
+                    waiting.extend([tail, head]);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.told.inc_by(actions.len() as u64);
+        self.raw.inc_by(lines.len() as u64);
+        Ok(lines.into())
+    }
+
+    /// Adds the lines of some actions, given their rows.
+    fn tell(&self, actions: &[Action], rows: &HashMap<&Object, Arc<Loaded>>, lines: &mut Vec<u8>) {
         let models = self.schema.catalog.models();
-        let mut lines = Vec::new();
         for Action { id, letter, object } in actions {
             let Some(object) = object else {
-                action::groups(&mut lines, *id, self.grants.as_slice());
+                action::groups(lines, *id, self.grants.as_slice());
                 continue;
             };
             let row =
@@ -167,11 +187,8 @@ impl CatchUp {
                 (Some(_), _) => Letter::Update,
             };
             let row = row.map(|row| &*row.line);
-            action::object(&mut lines, *id, letter, &models[object.model].name, &object.id, row);
+            action::object(lines, *id, letter, &models[object.model].name, &object.id, row);
         }
-        self.told.inc_by(actions.len() as u64);
-        self.raw.inc_by(lines.len() as u64);
-        Ok(lines.into())
     }
 
     /// The rows as they are now. Objects that the log says are gone are looked for too: one statement may log what a row

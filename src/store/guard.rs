@@ -55,8 +55,8 @@ impl GuardedStore {
         answer
     }
 
-    /// A call that writes. A store that refuses it, and is there all the same (a disk that is full, or can only be read), goes
-    /// on serving what it holds.
+    /// A call that writes. A store that refuses it, and is there all the same (a folder that may only be read, a replica set
+    /// without a majority), goes on serving what it holds.
     async fn write<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         if self.closed.load(Ordering::Relaxed) {
             return Err(StoreError::unavailable(Closed));

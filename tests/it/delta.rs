@@ -153,7 +153,7 @@ fn applied(rows: &[Value]) -> Vec<String> {
 #[tokio::test]
 async fn a_bootstrap_is_caught_up_to_the_watermark() {
     let (_database, client, mut setup) = studio().await;
-    setup.set("HEADSTART_FRESHNESS_SOFT_PENDING", "500").set("HEADSTART_FRESHNESS_HARD_PENDING", "700");
+    setup.set("HEADSTART_FRESHNESS_SOFT_PENDING", "3000").set("HEADSTART_FRESHNESS_HARD_PENDING", "4000");
     let server = setup.serve().await;
     let ann = setup.token("7", "ann", None);
     let (_, start) = fetch(&server, "/sync/bootstrap", &ann).await;
@@ -184,7 +184,10 @@ async fn a_bootstrap_is_caught_up_to_the_watermark() {
     assert!(lines.iter().all(|line| line["__class"] != "SyncAction"));
     assert!(metadata["returnedModelsCount"].get("SyncAction").is_none());
     // Many actions: the length is not known, the answer is the same.
-    client.batch_execute("UPDATE studio.task SET title = repeat(md5(title), 300)").await.unwrap();
+    let changes = r#"UPDATE studio.task SET title = repeat(md5(title), 300);
+        INSERT INTO studio.task (id, "projectId", title)
+            SELECT id + n * 1000000, "projectId", title FROM studio.task, generate_series(1, 9) n"#;
+    client.batch_execute(changes).await.unwrap();
     let answer = server.get("/sync/bootstrap", &ann).send().await.unwrap();
     assert!(!answer.headers().contains_key("content-length"));
     let (lines, metadata) = fetch(&server, "/sync/bootstrap", &ann).await;

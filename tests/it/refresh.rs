@@ -304,6 +304,34 @@ async fn a_refresh_that_nobody_reads_may_take_its_time() {
     }
 }
 
+/// Another instance's refresh sends no rows: whoever waits for some gets them all the same.
+#[tokio::test(start_paused = true)]
+async fn readers_at_another_instance_do_not_wait_for_a_refresh_for_ever() {
+    let counted = Counted::new(DumpSettings::default());
+    let (world, o) = (&counted.world, org("o"));
+    world.issues(&o, "a", 0, 400);
+    counted.make(&o, Wish::Background).await;
+    world.issues(&o, "a", 0, 30);
+    world.source.set_fate(Fate::Held);
+    // Later than what was published last.
+    sleep(Duration::from_millis(1)).await;
+    let join = |dumps: &Dumps, wish| match dumps.join(&world.slot(&o), wish, Instant::now(), &"the test asks").unwrap()
+    {
+        Joined::Live(live) => live,
+        Joined::Published => panic!("nothing was to be made"),
+    };
+    let refresh = join(&counted.dumps, Wish::Published);
+    sleep(Duration::from_secs(1)).await;
+    let (source, store) = (world.source.clone(), world.store.clone());
+    let other = Dumps::new(source, store, world.tasks.clone(), DumpSettings::default(), Metrics::new());
+    let live = join(&other, Wish::Any);
+    tokio::time::timeout(Duration::from_secs(60), live.wait_end()).await.expect("it waits").unwrap();
+    assert_eq!((live.rows(), world.source.scans()), (400, 2));
+    assert!(refresh.end().is_none(), "it goes on meanwhile");
+    world.source.set_fate(Fate::Answered);
+    refresh.wait_settled().await;
+}
+
 /// A column that is added is in no row's action, and what reads the others does not fail: it is seen all the same.
 #[tokio::test]
 async fn a_refresh_never_leaves_a_new_column_out() {

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use headstart::dump::{DumpError, DumpSettings};
 use headstart::model::{BootstrapQuery, Epoch, Generation, SchemaHash, SnapshotId, SyncGroup, SyncId};
 use headstart::serve::{Content, ServeError};
+use headstart::source::Source;
 use headstart::source::memory::Fate;
 use headstart::store::{Facts, Head, MemoryStore, Slot};
 use tokio::time::{advance, sleep, timeout};
@@ -179,6 +180,14 @@ async fn a_watermark_that_is_held_back_makes_answers_older_and_nothing_else() {
     world.source.hold_watermark(false);
     let answer = world.bootstrap(&who, &catching_up).await.unwrap();
     assert_eq!((answer.lines.len(), &answer.trailer["lastSyncId"]), (60, &60.into()));
+    settled(&world).await;
+    // Where the log does not reach back, as after a trigger was made anew, what is stored is not the newest there is.
+    world.source.hold_watermark(true);
+    world.issues(&acme, "1", 60, 30);
+    world.source.trim(SyncId::MAX, Duration::ZERO, u64::MAX).await.unwrap();
+    let scans = world.source.scans();
+    let answer = world.bootstrap(&who, &full()).await.unwrap();
+    assert_eq!((answer.method(), answer.lines.len(), world.source.scans()), ("postgres", 90, scans + 1));
 }
 
 #[tokio::test]
@@ -362,6 +371,23 @@ async fn the_background_job_takes_what_is_due_and_drops_what_is_gone() {
     runner.round(true, false).await.unwrap();
     assert_eq!(world.store.head(&world.slot(&bolt)).await.unwrap().current, None);
     assert!(world.store.head(&world.slot(&acme)).await.unwrap().current.is_some());
+}
+
+/// What has ended since the last round may be due again.
+#[tokio::test(start_paused = true)]
+async fn an_org_that_is_always_written_to_is_refreshed_in_every_round() {
+    let world = World::new();
+    let acme = org("acme");
+    world.issues(&acme, "1", 0, 100);
+    world.runner().start(world.tasks.token().clone());
+    let every = Duration::from_secs(world.dumps.settings().interval_s);
+    for round in 1..=10 {
+        sleep(every).await;
+        let head = world.store.head(&world.slot(&acme)).await.unwrap();
+        assert_eq!(head.generation, Generation(round));
+        // Past the soft limit.
+        world.issues(&acme, "1", 0, 8);
+    }
 }
 
 /// One that takes long takes a place, and no more: rounds go on.

@@ -64,13 +64,17 @@ impl World {
     }
 
     pub fn with(settings: DumpSettings, store: Arc<dyn SnapshotStore>) -> Self {
+        Self::loading(settings, store, LoaderSettings::default())
+    }
+
+    pub fn loading(settings: DumpSettings, store: Arc<dyn SnapshotStore>, loader: LoaderSettings) -> Self {
         let schema = schema("uuid");
         let source = Arc::new(MemorySource::new(schema.clone()));
         let tasks = Tasks::new();
         let dumps = Dumps::new(source.clone(), store.clone(), tasks.clone(), settings, Metrics::new());
         let cache = PackCache::new(store.clone(), &Default::default(), tasks.clone(), Default::default());
         // Looks are not shared beyond those who ask at the same time, so that a test sees its own changes at once.
-        let loader = Loader::new(source.clone(), tasks.clone(), LoaderSettings::default(), Metrics::new());
+        let loader = Loader::new(source.clone(), tasks.clone(), loader, Metrics::new());
         let bootstrap = BootstrapSettings { freshness_ms: 0, ..BootstrapSettings::default() };
         let settings = ServeSettings {
             freshness: LIMITS,
