@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import machine
 import results
 import servers
 from catalog import Catalog, bench_catalog
@@ -145,6 +146,8 @@ def main():
         sys.exit(f"no such part: {' '.join(sorted(unknown))}; there are {' '.join(PARTS)}")
 
     began = time.monotonic()
+    # Before the bench itself changes the plot.
+    commit = machine.commit()
     bench = Bench(given)
     found = {}
     try:
@@ -164,7 +167,7 @@ def main():
         servers.version("zstd", "--version").strip("* ").split(", by")[0],
     ]
     data = f"the {bench.scale} workspace; its first org has {bench.rows:,} rows for a user of all teams, {bench.whole_bytes / 1e6:.0f} MB of NDJSON"
-    facts = results.facts(given.command, given.busy, versions, f"{data}; the whole run took {(time.monotonic() - began) / 60:.0f} minutes")
+    facts = results.facts(commit, given.command, given.busy, versions, f"{data}; the whole run took {(time.monotonic() - began) / 60:.0f} minutes")
     text = results.whole([found[name] for name in PARTS if name in found], facts)
     print(text)
     if given.results:

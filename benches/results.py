@@ -128,9 +128,8 @@ there. "Others" is what processes outside of what is measured used of the machin
 """
 
 
-def facts(command, busy, versions, data):
+def facts(commit, command, busy, versions, data):
     now = datetime.datetime.now(datetime.timezone.utc)
-    commit = machine.commit()
     return [
         ("date", f"{now:%Y-%m-%d %H:%M} UTC"),
         *([("commit of the working tree", commit)] if commit else []),
