@@ -303,6 +303,10 @@ impl State {
         Ok(found)
     }
 
+    fn watermark(&self) -> Watermark {
+        Watermark { epoch: self.epoch.clone(), sync_id: self.held.unwrap_or(self.last) }
+    }
+
     fn draw(&mut self, org: &Org, letter: Letter, object: Option<Object>, groups: Vec<SyncGroup>) -> SyncId {
         self.last.0 += 1;
         self.log.push(Entry { org: org.clone(), action: Action { id: self.last, letter, object }, groups });
@@ -322,7 +326,7 @@ impl Source for MemorySource {
 
     async fn watermark(&self) -> Result<Watermark, SourceError> {
         let state = self.answering()?;
-        Ok(Watermark { epoch: state.epoch.clone(), sync_id: state.held.unwrap_or(state.last) })
+        Ok(state.watermark())
     }
 
     async fn epoch(&self) -> Result<Epoch, SourceError> {
@@ -343,7 +347,7 @@ impl Source for MemorySource {
         let batches: Vec<RowBatch> = (by_model.iter())
             .flat_map(|(model, rows)| rows.chunks(BATCH_ROWS).map(|rows| batch(*model, rows, &sets)))
             .collect();
-        let watermark = Watermark { epoch: state.epoch.clone(), sync_id: state.held.unwrap_or(state.last) };
+        let watermark = state.watermark();
         let schema = state.schema.clone();
         let shared = self.shared.clone();
         let batches = stream::iter(batches)
